@@ -1,0 +1,65 @@
+"""Algorithms: frozen dataclasses whose fields are their configuration; one file a family.
+
+An algorithm turns prompts into rows to learn from (`collect`) and rows into a loss (`loss`). It sees a
+policy, never a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from burnish.policy import Policy
+    from burnish.prompts import Prompt
+    from burnish.randomness import Randomness
+    from burnish.reward import Reward
+    from burnish.rollout import Samples
+    from burnish.rows import Rows
+
+R = TypeVar("R", bound="Rows")
+Memory = Mapping[str, Any]
+"""What an algorithm carries from one iteration to the next, as JSON values; {} at the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection(Generic[R]):
+    """What `collect` brings home.
+
+    rows: to learn from
+    samples: finished samples, one a prompt
+    rewards: raw, one a sample, float32
+    memory: for the next iteration; the one that was passed in is not changed
+    metrics: numbers to log
+    """
+
+    rows: R
+    samples: Samples
+    rewards: Tensor
+    memory: Memory
+    metrics: Mapping[str, float]
+
+
+class Algorithm(Protocol[R]):
+    on_policy: bool
+    """True if an iteration may take one optimiser step only."""
+
+    def collect(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        *,
+        memory: Memory,
+        randomness: Randomness,
+        batch: int,
+    ) -> Collection[R]:
+        """Act: draw samples, ask for their rewards, and prepare rows to learn from."""
+        ...
+
+    def loss(self, policy: Policy, minibatch: R) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Losses of the rows, (rows,), whose mean is minimised, and diagnostics of each row."""
+        ...

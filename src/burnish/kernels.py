@@ -1,0 +1,90 @@
+"""The reverse kernel that every sampler is: a table of four numbers a step.
+
+DDIM, DDPM and the flow samplers all have p(x_s | x_t) = N(clean x0_hat + noise e_hat, std^2), where
+(x0_hat, e_hat) is the network's opinion of x_t = signal x0 + sigma e. A sampler is a way to fill
+that table; the arithmetic is here, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from burnish.schedules import Prediction
+from burnish.transitions import Gaussian
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A sampler on a time grid.
+
+    Each table has one entry a step, counted from noise (float64, but for `times`):
+    times: what the network is fed
+    signal, sigma: x_t = signal x0 + sigma e before the step
+    clean, noise: coefficients of x0_hat and e_hat in the mean
+    std: standard deviation of the step, >= 0
+    """
+
+    times: Tensor
+    signal: Float[Tensor, " steps"]
+    sigma: Float[Tensor, " steps"]
+    clean: Float[Tensor, " steps"]
+    noise: Float[Tensor, " steps"]
+    std: Float[Tensor, " steps"]
+    prediction: Prediction
+    stochastic: tuple[int, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.times)
+
+    def time(self, step: Int[Tensor, " batch"]) -> Tensor:
+        """What the network is fed at each row's step."""
+        return self.times[step]
+
+    def transition(self, step: Int[Tensor, " batch"], x: Tensor, prediction: Tensor) -> Gaussian:
+        """The distribution of the next state, in float32 whatever dtype the network runs in.
+
+        step: each row may be at a step of its own
+        x: state, (batch, *event)
+        prediction: the network's output at (x, time), same shape; gradients flow through it
+        """
+        x, prediction = x.float(), prediction.float()
+
+        def at(table: Tensor) -> Tensor:
+            return table[step].to(torch.float32).reshape(-1, *[1] * (x.ndim - 1))
+
+        x0, e = self.prediction(x, prediction, at(self.signal), at(self.sigma))
+        mean = at(self.clean) * x0 + at(self.noise) * e
+        return Gaussian(mean, self.std[step].to(torch.float32))
+
+    def to(self, device: torch.device | str) -> Kernel:
+        """The same sampler with its tables on `device`."""
+        names = ("times", "signal", "sigma", "clean", "noise", "std")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def kernel(
+    *,
+    times: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
+    clean: Tensor,
+    noise: Tensor,
+    std: Tensor,
+    prediction: Prediction,
+) -> Kernel:
+    """A `Kernel` whose `stochastic` steps are those with a variance."""
+    return Kernel(
+        times=times,
+        signal=signal,
+        sigma=sigma,
+        clean=clean,
+        noise=noise,
+        std=std,
+        prediction=prediction,
+        stochastic=tuple(torch.nonzero(std > 0).flatten().tolist()),
+    )

@@ -1,0 +1,1 @@
+"""Denoisers: one file a family, each behind the same protocol."""

@@ -1,0 +1,114 @@
+"""A policy is a denoiser walked by a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import Parameter
+
+from burnish.kernels import Kernel
+from burnish.schedules import DiffusionSchedule
+from burnish.transitions import Gaussian
+
+Cond = Mapping[str, Tensor]
+"""What a denoiser is conditioned on: named tensors whose first axis is the batch."""
+
+
+def take(cond: Cond, index: Tensor | slice) -> dict[str, Tensor]:
+    """The rows `index` of every tensor."""
+    return {name: value[index] for name, value in cond.items()}
+
+
+class Denoiser(Protocol):
+    """All that a new model implements."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one state, for example (channels, height, width) of a latent."""
+        ...
+
+    @property
+    def schedule(self) -> DiffusionSchedule:
+        """The noise schedule that the model was trained with."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditioning of each prompt; no gradient."""
+        ...
+
+    def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The network's output at states (batch, *event) and times (batch,), shaped as `x`.
+
+        Differentiable in the parameters. Guidance, if any, is part of it: the policy that samples is
+        the policy that is trained.
+        """
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Media of clean states: images (batch, 3, height, width), float in [0, 1]; differentiable."""
+        ...
+
+    def parameters(self) -> Iterable[Parameter]:
+        """The trainable parameters, always in the same order."""
+        ...
+
+
+class Sampler(Protocol):
+    """Settings of a sampler; `on` lays it over the schedule of a model."""
+
+    def on(self, schedule: DiffusionSchedule) -> Kernel: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """p(x_next | x, step, prompt): the denoiser's prediction through the sampler's kernel.
+
+    storage: dtype in which states are kept. States are rounded to it before they are scored, so
+        rollout and update score the same numbers.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    storage: torch.dtype = torch.float32
+    kernel: Kernel = field(init=False)
+
+    def __post_init__(self) -> None:
+        kernel = self.sampler.on(self.denoiser.schedule).to(self.device)
+        object.__setattr__(self, "kernel", kernel)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.denoiser.parameters())).device
+
+    def transition(self, step: Int[Tensor, " batch"], x: Tensor, cond: Cond) -> Gaussian:
+        """Distribution of the next state; each row may be at a step of its own."""
+        prediction = self.denoiser.predict(x, self.kernel.time(step), cond)
+        return self.kernel.transition(step, x, prediction)
+
+
+def snapshot(denoiser: Denoiser) -> list[Tensor]:
+    """A copy of the trainable weights, for `using`."""
+    return [parameter.detach().clone() for parameter in denoiser.parameters()]
+
+
+@contextmanager
+def using(denoiser: Denoiser, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block the denoiser's trainable weights are `weights`; then its own are back.
+
+    This is how the reference policy, an old policy or an average of weights is asked: no second
+    network is held. Of a LoRA only the adapter is swapped.
+    """
+    own = [(parameter, parameter.data) for parameter in denoiser.parameters()]
+    try:
+        for (parameter, _), other in zip(own, weights, strict=True):
+            parameter.data = other
+        yield
+    finally:
+        for parameter, data in own:
+            parameter.data = data

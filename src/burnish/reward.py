@@ -1,0 +1,76 @@
+"""The reward contract, and the only place where a reward is called.
+
+A reward is a function of `Samples` to one finite number a sample. Whatever goes wrong stops the run
+with an error that names the reward, the sample and its prompt; nothing is ever turned into 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.rollout import Samples
+
+Reward = Callable[[Samples], Tensor]
+
+
+class RewardError(ValueError):
+    """A reward raised, or returned something other than one finite number a sample."""
+
+
+def name_of(reward: Reward) -> str:
+    return getattr(reward, "__name__", None) or type(reward).__name__
+
+
+def score(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
+    """The rewards of `samples`, float32, on the CPU. Raises `RewardError`."""
+    try:
+        values = reward(samples)
+    except Exception as error:
+        raise RewardError(_blame(reward, samples, error)) from error
+    return _checked(values, reward, samples)
+
+
+def _checked(values: object, reward: Reward, samples: Samples) -> Tensor:
+    name = name_of(reward)
+    try:
+        tensor = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {name!r} returned {type(values).__name__}, expected {len(samples)} numbers, "
+            "one a sample"
+        ) from error
+    if tensor.shape != (len(samples),):
+        raise RewardError(
+            f"reward {name!r} returned shape {tuple(tensor.shape)}, expected ({len(samples)},): "
+            "one number a sample. Reduce over pixels before returning."
+        )
+    broken = torch.nonzero(~tensor.isfinite()).flatten().tolist()
+    if broken:
+        first = broken[0]
+        raise RewardError(
+            f"reward {name!r} returned {tensor[first].item()} for sample {first} "
+            f"(prompt: {samples.prompts[first]!r}), expected a finite number; "
+            f"{len(broken)} of {len(samples)} samples are so"
+        )
+    return tensor
+
+
+def _blame(reward: Reward, samples: Samples, error: Exception) -> str:
+    """Name the sample at fault by asking for each one alone; a batch-wide fault names the batch."""
+    name = name_of(reward)
+    for index in range(len(samples)):
+        try:
+            reward(samples[index : index + 1])
+        except Exception as own:  # noqa: BLE001
+            return (
+                f"reward {name!r} raised {type(own).__name__}: {own} at sample {index} "
+                f"(prompt: {samples.prompts[index]!r})"
+            )
+    return (
+        f"reward {name!r} raised {type(error).__name__}: {error} on a batch of {len(samples)} "
+        f"(first prompt: {samples.prompts[0]!r}), though not on any of its samples alone"
+    )

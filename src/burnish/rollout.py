@@ -1,0 +1,117 @@
+"""Rollout: prompts and noise in, trajectories and samples out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.policy import Cond, Policy
+from burnish.prompts import Prompt
+from burnish.randomness import Randomness
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Finished samples, as a reward sees them.
+
+    media: images, float in [0, 1]
+    prompts: the text of each sample
+    metadata: what the prompt source knows of each sample, for example its true attributes
+    """
+
+    media: Float[Tensor, "batch channels height width"]
+    prompts: tuple[str, ...]
+    metadata: tuple[Mapping[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: slice) -> Samples:
+        return Samples(self.media[index], self.prompts[index], self.metadata[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """Denoising chains as they were drawn.
+
+    states: in the policy's storage dtype; [0] is noise, [-1] is clean
+    log_prob: float32, nats, summed over the event; row j is the step `steps[j]`
+    steps: the steps that have a density
+    cond: conditioning of each chain
+    """
+
+    states: Float[Tensor, "num_states batch *event"]
+    log_prob: Float[Tensor, "scored batch"]
+    steps: tuple[int, ...]
+    cond: Cond
+
+    @property
+    def x0(self) -> Tensor:
+        return self.states[-1]
+
+
+def rollout(
+    policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, batch: int
+) -> Trajectory:
+    """Draw one chain a prompt; no gradient.
+
+    The noise of chain i comes from (randomness, i): `batch`, the chains computed at once, changes
+    speed and memory, and the result within float tolerance only.
+    """
+    chunks = [
+        _chains(policy, prompts[start : start + batch], randomness, start)
+        for start in range(0, len(prompts), batch)
+    ]
+    return Trajectory(
+        states=torch.cat([chunk.states for chunk in chunks], dim=1),
+        log_prob=torch.cat([chunk.log_prob for chunk in chunks], dim=1),
+        steps=policy.kernel.stochastic,
+        cond={name: torch.cat([chunk.cond[name] for chunk in chunks]) for name in chunks[0].cond},
+    )
+
+
+@torch.no_grad()
+def _chains(
+    policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, start: int
+) -> Trajectory:
+    kernel = policy.kernel
+    indices = range(start, start + len(prompts))
+    noise = randomness.normal(indices, (kernel.num_steps + 1, *policy.denoiser.event_shape))
+    noise = noise.to(policy.device).unbind(1)
+    cond = policy.denoiser.encode([prompt.text for prompt in prompts])
+    states, log_prob = [noise[0].to(policy.storage)], []
+    for k in range(kernel.num_steps):
+        step = torch.full((len(prompts),), k, device=policy.device)
+        transition = policy.transition(step, states[-1], cond)
+        states.append(transition.sample(noise[k + 1]).to(policy.storage))
+        if k in kernel.stochastic:
+            log_prob.append(transition.log_prob(states[-1]))
+    scores = torch.stack(log_prob) if log_prob else noise[0].new_empty(0, len(prompts))
+    return Trajectory(torch.stack(states), scores, kernel.stochastic, cond)
+
+
+@torch.no_grad()
+def decode(policy: Policy, x0: Tensor, prompts: Sequence[Prompt], batch: int) -> Samples:
+    """Samples on the CPU, in float32, from clean states."""
+    media = [policy.denoiser.decode(chunk.float()).float().cpu() for chunk in x0.split(batch)]
+    return Samples(
+        media=torch.cat(media),
+        prompts=tuple(prompt.text for prompt in prompts),
+        metadata=tuple(prompt.metadata for prompt in prompts),
+    )
+
+
+def sample(
+    policy: Policy, prompts: Sequence[Prompt | str], *, seed: int = 0, batch: int = 64
+) -> Samples:
+    """One sample a prompt. The same seed gives the same noise, whatever the weights are."""
+    asked = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+    if not asked:
+        raise ValueError("no prompts were given, expected at least one")
+    trajectory = rollout(policy, asked, Randomness(seed).at("sample"), batch)
+    return decode(policy, trajectory.x0, asked, batch)

@@ -1,0 +1,1 @@
+"""Samplers: a time grid and a reverse kernel; they hold no network."""

@@ -1,0 +1,41 @@
+"""DDIM with noise (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from burnish import kernels
+
+if TYPE_CHECKING:
+    from burnish.schedules import DiffusionSchedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DDIM:
+    """The sampler of the DDPO paper, with eta = 1."""
+
+    num_steps: int = 20
+    """Denoising steps; the paper uses 50 on Stable Diffusion."""
+    eta: float = 1.0
+    """Share of the full ancestral noise in [0, 1]; 0 is deterministic and has no density to learn by."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps = {self.num_steps}, expected at least 1")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta = {self.eta}, expected a number from 0 (no noise) to 1 (DDPM)")
+
+    def on(self, schedule: DiffusionSchedule) -> kernels.Kernel:
+        grid = schedule.grid(self.num_steps)
+        a, s = grid.alpha_bar, grid.next_alpha_bar
+        std = self.eta * ((1 - s) / (1 - a) * (1 - a / s)).sqrt()
+        return kernels.kernel(
+            times=grid.time,
+            signal=a.sqrt(),
+            sigma=(1 - a).sqrt(),
+            clean=s.sqrt(),
+            noise=(1 - s - std.square()).clamp(min=0).sqrt(),
+            std=std,
+            prediction=schedule.prediction,
+        )

@@ -1,0 +1,126 @@
+"""Noise schedules: what a model was trained with, and the time grid that a sampler walks on it.
+
+Everywhere x_t = signal_t x0 + sigma_t e, with signal_t^2 = abar_t and sigma_t^2 = 1 - abar_t for
+diffusion. Tables are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Prediction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, network output, signal, sigma) -> (x0_hat, e_hat)."""
+
+
+def from_epsilon(x: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The network predicts the noise e (Ho et al. 2020)."""
+    return (x - sigma * output) / signal, output
+
+
+def from_velocity(
+    x: Tensor, output: Tensor, signal: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The network predicts v = signal e - sigma x0 (Salimans & Ho 2022); signal^2 + sigma^2 = 1."""
+    return signal * x - sigma * output, signal * output + sigma * x
+
+
+def from_sample(x: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The network predicts the clean sample x0."""
+    return output, (x - signal * output) / sigma
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": from_epsilon,
+    "v_prediction": from_velocity,
+    "sample": from_sample,
+}
+"""By the name that a diffusers scheduler's `prediction_type` gives it."""
+
+
+def leading(num_train: int, num_steps: int, offset: int) -> Tensor:
+    """Times 0, r, 2r, ... + offset with r = num_train // num_steps, from noise to data."""
+    return (torch.arange(num_steps) * (num_train // num_steps) + offset).flip(0)
+
+
+def trailing(num_train: int, num_steps: int, offset: int) -> Tensor:  # noqa: ARG001
+    """Times num_train - 1 downwards in equal strides, rounded (Lin et al. 2023)."""
+    stride = num_train / num_steps
+    grid = torch.arange(num_steps, dtype=torch.float64)
+    return (num_train - grid * stride).round().long() - 1
+
+
+def linspace(num_train: int, num_steps: int, offset: int) -> Tensor:  # noqa: ARG001
+    """`num_steps` times from num_train - 1 to 0, both included."""
+    return torch.linspace(num_train - 1, 0, num_steps, dtype=torch.float64).round().long()
+
+
+SPACINGS: dict[str, Callable[[int, int, int], Tensor]] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+}
+"""By the name that a diffusers scheduler's `timestep_spacing` gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The times a sampler visits, counted from noise, with abar before and after each step."""
+
+    time: Int[Tensor, " steps"]
+    alpha_bar: Float[Tensor, " steps"]
+    next_alpha_bar: Float[Tensor, " steps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionSchedule:
+    """A variance-preserving schedule over `num_train` discrete times.
+
+    alpha_bar: cumulative product of 1 - beta, falling, in (0, 1)
+    final_alpha_bar: abar after the last step; 1 means that the last step ends in clean data, so its
+        DDIM variance is 0 and it has no density (`set_alpha_to_one` in diffusers)
+    prediction: how the network's output is read
+    spacing: how a sampler's times are spread (a function of this module)
+    offset: added to each time of the leading spacing (`steps_offset` in diffusers)
+    """
+
+    alpha_bar: Float[Tensor, " num_train"]
+    final_alpha_bar: float
+    prediction: Prediction = from_epsilon
+    spacing: Callable[[int, int, int], Tensor] = leading
+    offset: int = 0
+
+    def grid(self, num_steps: int) -> Grid:
+        """Times and abar for `num_steps` steps; the same table as diffusers' `DDIMScheduler`.
+
+        Raises ValueError if the schedule has no such grid.
+        """
+        num_train = len(self.alpha_bar)
+        if not 1 <= num_steps <= num_train:
+            raise ValueError(
+                f"num_steps = {num_steps}, expected 1 to {num_train}: "
+                "the model was trained on that many times"
+            )
+        time = self.spacing(num_train, num_steps, self.offset)
+        if int(time.max()) >= num_train:
+            raise ValueError(
+                f"num_steps = {num_steps} with a steps offset of {self.offset} asks for time "
+                f"{int(time.max())}, but the last one is {num_train - 1}; use fewer steps"
+            )
+        after = time - num_train // num_steps
+        next_alpha_bar = torch.where(
+            after >= 0, self.alpha_bar[after.clamp(min=0)], self.final_alpha_bar
+        )
+        return Grid(time=time, alpha_bar=self.alpha_bar[time], next_alpha_bar=next_alpha_bar)
+
+
+def scaled_linear(
+    num_train: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> Float[Tensor, " num_train"]:
+    """abar of Stable Diffusion: the square root of beta is linear in time (Rombach et al. 2022)."""
+    root = torch.linspace(beta_start**0.5, beta_end**0.5, num_train, dtype=torch.float64)
+    return (1 - root.square()).cumprod(0)
