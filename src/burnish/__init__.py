@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from burnish.algorithms.ddpo import DDPOIS as DDPOIS
     from burnish.algorithms.ddpo import DDPOSF as DDPOSF
-    from burnish.experiment import load as load
+    from burnish.models.hub import load as load
     from burnish.policy import Policy as Policy
     from burnish.prompts import Listed as Listed
     from burnish.rollout import Samples as Samples
@@ -38,7 +38,7 @@ _HOME = {
     "Policy": "burnish.policy",
     "Samples": "burnish.rollout",
     "Training": "burnish.train.settings",
-    "load": "burnish.experiment",
+    "load": "burnish.models.hub",
     "sample": "burnish.rollout",
     "train": "burnish.train.loop",
 }

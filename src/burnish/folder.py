@@ -70,6 +70,18 @@ class RunFolder:
         return sorted(int(path.name.removeprefix(f"{kind}-")) for path in found)
 
 
+def choose(name: str, *, resume: bool) -> Path:
+    """`runs/NAME`, or the next free `runs/NAME-2`, ...; to resume, the last one that there is."""
+    root = Path("runs")
+    paths = [root / name, *(root / f"{name}-{i}" for i in range(2, 10_000))]
+    free = next(i for i, path in enumerate(paths) if not path.exists())
+    return paths[max(free - 1, 0)] if resume else paths[free]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
 def append(path: Path, line: Mapping[str, Any]) -> None:
     """Add one JSON line and see it to the disk."""
     with path.open("a", encoding="utf-8") as file:
@@ -89,6 +101,8 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def keep_until(path: Path, iteration: int) -> None:
     """Drop the lines of later iterations, which are about to be computed again."""
+    if not path.exists():
+        return
     kept = [line for line in lines(path) if line["iteration"] <= iteration]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -62,6 +62,11 @@ class Denoiser(Protocol):
 class Sampler(Protocol):
     """Settings of a sampler; `on` lays it over the schedule of a model."""
 
+    @property
+    def deterministic(self) -> bool:
+        """True if no step has a density, whatever the schedule."""
+        ...
+
     def on(self, schedule: DiffusionSchedule) -> Kernel: ...
 
 

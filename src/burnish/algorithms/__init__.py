@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +44,10 @@ class Collection(Generic[R]):
 
 
 class Algorithm(Protocol[R]):
-    on_policy: bool
+    on_policy: ClassVar[bool]
     """True if an iteration may take one optimiser step only."""
+    needs_density: ClassVar[bool]
+    """True if it learns from the densities of the sampler's steps."""
 
     def collect(
         self,

@@ -74,6 +74,7 @@ class DDPOIS:
     """
 
     on_policy: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = True
 
     clip: float = 1e-4
     """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in the paper."""
@@ -123,6 +124,7 @@ class DDPOSF:
     """
 
     on_policy: ClassVar[bool] = True
+    needs_density: ClassVar[bool] = True
 
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this; 5 in the paper's PyTorch code, 10 in its JAX code."""

@@ -26,6 +26,10 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta = {self.eta}, expected a number from 0 (no noise) to 1 (DDPM)")
 
+    @property
+    def deterministic(self) -> bool:
+        return self.eta == 0
+
     def on(self, schedule: DiffusionSchedule) -> kernels.Kernel:
         grid = schedule.grid(self.num_steps)
         a, s = grid.alpha_bar, grid.next_alpha_bar

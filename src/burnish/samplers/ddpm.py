@@ -29,6 +29,10 @@ class DDPM:
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps}, expected at least 1")
 
+    @property
+    def deterministic(self) -> bool:
+        return False
+
     def on(self, schedule: DiffusionSchedule) -> kernels.Kernel:
         grid = schedule.grid(self.num_steps)
         a, s = grid.alpha_bar, grid.next_alpha_bar

@@ -20,7 +20,7 @@ from burnish.randomness import Randomness
 from burnish.reward import Reward
 from burnish.rollout import Samples
 from burnish.rows import Rows
-from burnish.train.settings import AdamW, Training
+from burnish.train.settings import AdamW, Training, check
 from burnish.train.state import State, follow, start
 
 
@@ -80,16 +80,6 @@ def train(
         state = start(policy.denoiser, optimizer, averaged=training.ema is not None)
     while state.iteration < training.iterations:
         yield _iterate(policy, algorithm, prompts, reward, training, optimizer, seed, state)
-
-
-def check(algorithm: Algorithm, training: Training) -> None:
-    """Raises ValueError if the algorithm is not sound under this geometry."""
-    if algorithm.on_policy and training.epochs * training.updates > 1:
-        raise ValueError(
-            f"{type(algorithm).__name__} is on-policy: one update an iteration is sound, but "
-            f"training asks for {training.epochs} x {training.updates}. Set training.updates = 1 "
-            "and training.epochs = 1, or take an algorithm with importance sampling"
-        )
 
 
 def _iterate(

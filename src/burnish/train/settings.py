@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from burnish.algorithms import Algorithm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +68,13 @@ class Training:
             raise ValueError(
                 f"ratio_tolerance = {self.ratio_tolerance}, expected a positive number"
             )
+
+
+def check(algorithm: Algorithm, training: Training) -> None:
+    """Raises ValueError if the algorithm is not sound under this geometry."""
+    if algorithm.on_policy and training.epochs * training.updates > 1:
+        raise ValueError(
+            f"{type(algorithm).__name__} is on-policy: one update an iteration is sound, but "
+            f"training asks for {training.epochs} x {training.updates}. Set training.updates = 1 "
+            "and training.epochs = 1, or take an algorithm with importance sampling"
+        )

@@ -1,0 +1,112 @@
+"""The command line. Only what a command needs is imported, when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if all is well, 2 for a user's mistake, 130 if interrupted."""
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command != "train":
+        _parser().error(f"unrecognised arguments: {' '.join(rest)}")
+    try:
+        return _COMMANDS[options.command](options, rest)
+    except (ValueError, RuntimeError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"burnish: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("burnish: interrupted; go on with --resume", file=sys.stderr)
+        return 130
+
+
+def _is_ours(error: BaseException) -> bool:
+    """True if burnish raised it, so that it speaks to the user; any other shows its traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("burnish.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="burnish", description="Fine-tune diffusion models with reinforcement learning."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="run a recipe",
+        description="Run a recipe. Any field of it can be set: --training.iterations 20",
+        epilog="Shipped recipes: see `burnish recipes`.",
+    )
+    train.add_argument("recipe", help="name of a shipped recipe, or a .toml file")
+    train.add_argument(
+        "--out", type=Path, help="run folder (default: runs/RECIPE, or the next free)"
+    )
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+
+    sample = commands.add_parser("sample", help="draw before and after from a finished run")
+    sample.add_argument("run", type=Path, help="run folder")
+    sample.add_argument("--prompt", action="append", required=True, help="may be given repeatedly")
+    sample.add_argument("--count", type=int, default=4, help="samples a prompt (default 4)")
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    sample.add_argument("--out", type=Path, help="folder (default: RUN/drawn)")
+
+    report = commands.add_parser("report", help="draw the HTML report of a run")
+    report.add_argument("run", type=Path, help="run folder")
+
+    commands.add_parser("recipes", help="list the shipped recipes")
+    return parser
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from burnish.config import load_recipe
+
+    recipe = load_recipe(options.recipe, overrides)
+
+    from burnish.experiment import run
+    from burnish.folder import RunFolder, choose
+
+    folder = RunFolder(options.out or choose(Path(options.recipe).stem, resume=options.resume))
+    print(f"Run folder: {folder.path}", flush=True)
+    if not run(recipe, folder, resume=options.resume):
+        return 130
+    print(f"Weights: {folder.weights}\nReport:  {folder.report}")
+    return 0
+
+
+def _sample(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    del rest
+    from burnish.draw import draw
+
+    for path in draw(options.run, options.prompt, options.count, options.seed, options.out):
+        print(path)
+    return 0
+
+
+def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    del rest
+    from burnish.folder import RunFolder
+    from burnish.report import build
+
+    print(build(RunFolder(options.run)))
+    return 0
+
+
+def _recipes(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    del options, rest
+    from burnish.config import recipe_path, shipped
+
+    for name in shipped():
+        headline = recipe_path(name).read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:24} {headline.lstrip('# ')}")
+    return 0
+
+
+_COMMANDS = {"train": _train, "sample": _sample, "report": _report, "recipes": _recipes}

@@ -1,0 +1,304 @@
+"""Recipes: TOML in, checked settings out. Nothing here loads torch or a weight.
+
+A recipe is a tree of the dataclasses that use its fields. Unknown keys, wrong types and impossible
+combinations raise `ConfigError` with the key and the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
+from burnish.models.trainable import Full, LoRA
+from burnish.portraits.prompts import Portraits
+from burnish.prompts import Listed, PromptFile
+from burnish.rewards.image import Compressibility, Incompressibility
+from burnish.rewards.portraits import PortraitAlignment
+from burnish.samplers.ddim import DDIM
+from burnish.samplers.ddpm import DDPM
+from burnish.train.settings import AdamW, Training, check
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be run; the message names the key and what was expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    name: str = "portraits"
+    """An embedded model, a pipeline's folder, or a repository on the hub."""
+    guidance: float = 5.0
+    """Weight of classifier-free guidance, in sampling and in training; 1 for none."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network's arithmetic and of the stored states; log-probabilities are float32 always."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A reward of one's own: `name = "module:attribute"`."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    every: int = 10
+    """Iterations between two evaluations; the first and the last model are always evaluated."""
+    prompts: int = 32
+    """Held-out prompts, one sample each, always with the same noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    every: int = 5
+    """Iterations between two checkpoints; the last iteration always has one."""
+    keep: int = 2
+    """How many are kept; 2 or more, so that a damaged one has a predecessor."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 2:
+            raise ValueError(
+                f"every = {self.every} and keep = {self.keep}, expected every >= 1 and keep >= 2"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    reward: Compressibility | Incompressibility | PortraitAlignment | Plugin
+    prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
+    model: Model = field(default_factory=Model)
+    trainable: LoRA | Full = field(default_factory=LoRA)
+    sampler: DDIM | DDPM = field(default_factory=DDIM)
+    algorithm: DDPOIS | DDPOSF = field(default_factory=DDPOIS)
+    training: Training = field(default_factory=Training)
+    optimizer: AdamW = field(default_factory=AdamW)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    seed: int = 0
+    """Of every random draw of the run."""
+
+    def __post_init__(self) -> None:
+        check(self.algorithm, self.training)
+        if self.algorithm.needs_density and self.sampler.deterministic:
+            raise ValueError(
+                "sampler.eta = 0 makes every step deterministic, but the algorithm learns from the "
+                "steps' densities; set sampler.eta above 0"
+            )
+        _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
+
+
+NAMES: Mapping[type, str] = {
+    Compressibility: "compressibility",
+    DDIM: "ddim",
+    DDPM: "ddpm",
+    DDPOIS: "ddpo-is",
+    DDPOSF: "ddpo-sf",
+    Full: "full",
+    Incompressibility: "incompressibility",
+    Listed: "list",
+    LoRA: "lora",
+    PerPrompt: "per-prompt",
+    PortraitAlignment: "portrait-alignment",
+    Portraits: "portraits",
+    PromptFile: "file",
+    WholeBatch: "whole-batch",
+}
+"""What a table's `name` calls a class where there is a choice."""
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe `name` (shipped, or a path that ends in .toml) under `--table.key value` overrides.
+
+    An override of a table's `name` takes another class, and starts that table anew.
+    Raises ConfigError.
+    """
+    path = recipe_path(name)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for key, value in _parsed(overrides):
+        _override(table, key.split("."), value, key)
+    return build(Recipe, table, "")
+
+
+def recipe_path(name: str) -> Path:
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"recipe {name!r}: there is no such file")
+        return Path(name)
+    if name not in shipped():
+        raise ConfigError(f"there is no recipe {name!r}{_nearest(name, shipped())}")
+    return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+
+
+def shipped() -> list[str]:
+    folder = Path(str(files("burnish") / "recipes"))
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every field written out but those that are None."""
+    return tomli_w.dumps(_table(recipe))
+
+
+def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
+    """`value` (of TOML types) as the type `hint`.
+
+    path: its dotted key, for messages
+    default: the class to take where `hint` gives a choice and `value` has no `name`
+    """
+    classes: list[type] = [kind for kind in _options(hint) if dataclasses.is_dataclass(kind)]
+    if not classes:
+        return _plain(hint, value, path)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} = {value!r}, expected a table ({_choices(classes)})")
+    table = dict(value)
+    cls = classes[0] if len(classes) == 1 else _chosen(classes, table, path, default)
+    return _construct(cls, table, path)
+
+
+def _construct(cls: type, table: dict[str, Any], path: str) -> Any:
+    hints = _hints(cls)
+    for key in table:
+        if key not in hints:
+            raise ConfigError(f"{_join(path, key)}: there is no such key{_nearest(key, hints)}")
+    for each in dataclasses.fields(cls):
+        required = each.default is each.default_factory is dataclasses.MISSING
+        if required and each.name not in table:
+            raise ConfigError(f"{_join(path, each.name)} is missing, and it has no default")
+    defaults = {each.name: each.default_factory for each in dataclasses.fields(cls)}
+    values = {
+        key: build(hints[key], value, _join(path, key), defaults[key])
+        for key, value in table.items()
+    }
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(_join(path, str(error))) from error
+
+
+def _chosen(classes: Sequence[type], table: dict[str, Any], path: str, default: Any) -> type:
+    """The class that `table`'s `name` calls; the name is taken out."""
+    name = table.pop("name", NAMES.get(default))
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.name is missing, expected one of: {_choices(classes)}")
+    if Plugin in classes and ":" in name:
+        table["target"] = name
+        return Plugin
+    named = {NAMES[cls]: cls for cls in classes if cls is not Plugin}
+    if name not in named:
+        raise ConfigError(f"{path}.name = {name!r}: there is no such one{_nearest(name, named)}")
+    return named[name]
+
+
+def _plain(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+        raise ConfigError(f"{path} = {value!r}, expected {what}") from error
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    names = {each.name for each in dataclasses.fields(cls)}
+    return {name: hint for name, hint in get_type_hints(cls).items() if name in names}
+
+
+def _choices(classes: Sequence[type]) -> str:
+    names = [NAMES[cls] for cls in classes if cls is not Plugin and cls in NAMES]
+    return ", ".join([*names, *(["module:attribute"] if Plugin in classes else [])])
+
+
+def _nearest(key: str, valid: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Known: {', '.join(sorted(valid))}"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """Pairs from `--key value` and `--key=value`."""
+    pairs, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"{word!r} was not expected; an override reads --table.key value")
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{word} has no value; an override reads --table.key value")
+            text = rest.pop(0)
+        pairs.append((key, _literal(text)))
+    return pairs
+
+
+def _literal(text: str) -> Any:
+    """A TOML value; what is none is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _override(table: dict[str, Any], keys: Sequence[str], value: Any, whole: str) -> None:
+    head, *tail = keys
+    if not tail:
+        if head == "name" and table.get("name") != value:
+            table.clear()
+        table[head] = value
+        return
+    inner = table.setdefault(head, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(f"--{whole}: {head} is not a table")
+    _override(inner, tail, value, whole)
+
+
+def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> None:
+    last = max(train_steps) if isinstance(train_steps, tuple) else (train_steps or 1) - 1
+    if last >= num_steps:
+        raise ValueError(
+            f"algorithm.train_steps = {train_steps} does not fit sampler.num_steps = {num_steps}"
+        )
+
+
+def _table(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    if isinstance(value, Plugin):
+        return {"name": value.target}
+    fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    inner = {key: _table(item) for key, item in fields.items() if item is not None}
+    name = NAMES.get(type(value))
+    return inner if name is None else {"name": name, **inner}

@@ -1,0 +1,265 @@
+"""From a recipe to a run folder: build what the recipe names, drive the loop, write what happens."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+
+from burnish import report
+from burnish.config import ConfigError, Plugin, Recipe, dump, load_recipe
+from burnish.environment import environment
+from burnish.evaluate import Evaluation, evaluate, spread
+from burnish.folder import RunFolder, append, keep_until, lines, write_json, write_samples
+from burnish.models import hub
+from burnish.policy import Policy, using
+from burnish.reward import Reward
+from burnish.track.console import Console
+from burnish.train import checkpoint
+from burnish.train.loop import Iteration, train
+from burnish.train.state import State, start
+
+SHOWN = 16
+"""Training samples of an evaluated iteration that are written as images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A recipe with its objects built."""
+
+    recipe: Recipe
+    policy: Policy
+    reward: Reward
+
+    @property
+    def denoiser(self) -> Any:
+        return self.policy.denoiser
+
+
+def assemble(recipe: Recipe) -> Experiment:
+    """Load the model and resolve the plug-ins. Raises ValueError for what cannot be had."""
+    reward = resolve(recipe.reward)
+    model = recipe.model
+    denoiser = hub.load(
+        model.name,
+        guidance=model.guidance,
+        trainable=recipe.trainable,
+        dtype=model.dtype,
+        device=model.device,
+        seed=recipe.seed,
+    )
+    policy = Policy(denoiser, recipe.sampler, storage=getattr(torch, model.dtype))
+    return Experiment(recipe, policy, reward)
+
+
+def resolve(reward: Any) -> Reward:
+    """The reward itself; a plug-in is imported. Raises ConfigError if it is not there."""
+    if not isinstance(reward, Plugin):
+        return reward
+    module, _, attribute = reward.target.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"reward.name = {reward.target!r}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"reward.name = {reward.target!r} is not a function")
+    return cast(Reward, found)
+
+
+def run(recipe: Recipe, folder: RunFolder, *, resume: bool) -> bool:
+    """Train as the recipe says, into the folder; True if it ran to its end.
+
+    resume: go on from the newest whole checkpoint, if there is one. The result is bitwise that of a
+        run that was never stopped.
+    """
+    _prepare(recipe, folder, resume=resume)
+    experiment = assemble(recipe)
+    averaged = recipe.training.ema is not None
+    state = start(experiment.denoiser, recipe.optimizer, averaged=averaged)
+    checkpoint.restore(state, folder.checkpoints)
+    for path in (folder.metrics, folder.timing):
+        keep_until(path, state.iteration)
+    with Console(recipe.training.iterations, state.iteration) as console, _asked_to_stop() as stop:
+        _drive(experiment, state, folder, console, stop)
+    if state.iteration < recipe.training.iterations:
+        return False
+    with _final_weights(experiment, state):
+        experiment.denoiser.save(folder.weights)
+    report.build(folder)
+    return True
+
+
+def _prepare(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
+    """Make the folder, or see that it belongs to the same recipe."""
+    if folder.recipe.exists():
+        if not resume:
+            raise ConfigError(
+                f"{folder.path} already holds a run; go on with it by --resume, or choose another "
+                "folder by --out"
+            )
+        _check_same(recipe, folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.recipe.write_text(dump(recipe), encoding="utf-8")
+    write_json(folder.environment, environment())
+
+
+def _check_same(recipe: Recipe, folder: RunFolder) -> None:
+    """Only the number of iterations may change when a run goes on."""
+    before = load_recipe(str(folder.recipe))
+    iterations = recipe.training.iterations
+    before = replace(before, training=replace(before.training, iterations=iterations))
+    if before != recipe:
+        old, new = dump(before).splitlines(), dump(recipe).splitlines()
+        changed = [line for line in new if line not in old] or ["(a field was left out)"]
+        raise ConfigError(
+            f"{folder.path} was begun with another recipe; it cannot go on with {changed[0]!r}"
+        )
+
+
+def _drive(
+    experiment: Experiment, state: State, folder: RunFolder, console: Console, stop: _Stop
+) -> None:
+    recipe = experiment.recipe
+    if not folder.metrics.exists() or not any(lines(folder.metrics)):
+        _record_base(experiment, state, folder, console)
+    reports = train(
+        experiment.policy,
+        recipe.algorithm,
+        recipe.prompts,
+        experiment.reward,
+        training=recipe.training,
+        optimizer=recipe.optimizer,
+        seed=recipe.seed,
+        state=state,
+    )
+    for done in reports:
+        last = done.number == recipe.training.iterations
+        due = last or done.number % recipe.evaluation.every == 0
+        _record(experiment, state, folder, done, console, evaluated=due)
+        console.iterated(done)
+        if last or stop.asked or done.number % recipe.checkpoint.every == 0:
+            checkpoint.save(state, folder.checkpoints, keep=recipe.checkpoint.keep)
+        if stop.asked and not last:
+            console.say(
+                f"Stopped after iteration {done.number} of {recipe.training.iterations}; everything "
+                f"is saved. To go on: the same command with --resume --out {folder.path}"
+            )
+            return
+
+
+def _record_base(experiment: Experiment, state: State, folder: RunFolder, console: Console) -> None:
+    line: dict[str, Any] = {"iteration": 0, "queries": 0}
+    seconds = _evaluate_into(line, experiment, state, folder, console)
+    append(folder.metrics, line)
+    append(folder.timing, {"iteration": 0, "evaluate": seconds})
+
+
+def _record(
+    experiment: Experiment,
+    state: State,
+    folder: RunFolder,
+    done: Iteration,
+    console: Console,
+    *,
+    evaluated: bool,
+) -> None:
+    """Write an iteration's metrics, and its samples where it is evaluated."""
+    line = {
+        "iteration": done.number,
+        "queries": done.queries,
+        "reward": spread(done.rewards),
+        "metrics": dict(done.metrics),
+        "by_step": done.by_step,
+    }
+    timing = {"iteration": done.number, **done.seconds}
+    if evaluated:
+        timing["evaluate"] = _evaluate_into(line, experiment, state, folder, console)
+        shown = folder.samples("train", done.number)
+        write_samples(shown, done.samples[:SHOWN], done.rewards[:SHOWN])
+    append(folder.metrics, line)
+    append(folder.timing, timing)
+
+
+def _evaluate_into(
+    line: dict[str, Any],
+    experiment: Experiment,
+    state: State,
+    folder: RunFolder,
+    console: Console,
+) -> float:
+    """Add the held-out summary to `line`, write the samples, return the seconds it took."""
+    began = time.perf_counter()
+    with _final_weights(experiment, state):
+        result = held_out(experiment)
+    write_samples(folder.samples("held-out", line["iteration"]), result.samples, result.rewards)
+    line["held_out"] = result.summary()
+    console.evaluated(line["held_out"])
+    return time.perf_counter() - began
+
+
+def held_out(experiment: Experiment) -> Evaluation:
+    """The evaluation that the recipe asks for, with the denoiser's present weights."""
+    recipe = experiment.recipe
+    return evaluate(
+        experiment.policy,
+        recipe.prompts.held_out(recipe.evaluation.prompts),
+        experiment.reward,
+        seed=recipe.seed,
+        batch=recipe.training.sample_batch,
+    )
+
+
+@contextmanager
+def _final_weights(experiment: Experiment, state: State) -> Iterator[None]:
+    """Within the block the denoiser has the weights that a user will get: the average, if any."""
+    if state.average is None:
+        yield
+    else:
+        with using(experiment.denoiser, state.average):
+            yield
+
+
+@dataclass(slots=True)
+class _Stop:
+    asked: bool = False
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after this iteration.
+
+    A second one stops at once; the newest checkpoint is whole even then.
+    """
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        print("\nStopping after this iteration; press again to stop at once.", flush=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def open_run(path: Path) -> tuple[Experiment, RunFolder]:
+    """A finished run with its final weights loaded. Raises ConfigError if it is none."""
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        raise ConfigError(f"{path} is not a run folder: it has no recipe.toml")
+    if not folder.weights.is_dir():
+        raise ConfigError(f"{path} has no final weights yet; finish it with burnish train --resume")
+    experiment = assemble(load_recipe(str(folder.recipe)))
+    return experiment, folder

@@ -1,0 +1,97 @@
+"""Find a model by name and load it with the adapter of its family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.models.trainable import LoRA, Trainable
+
+EMBEDDED = ("portraits",)
+"""Models that ship inside the package."""
+
+
+def load(
+    name: str,
+    *,
+    guidance: float = 5.0,
+    trainable: Trainable | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    seed: int = 0,
+) -> Any:
+    """A denoiser, ready to train.
+
+    name: an embedded model, a pipeline's folder, or the name of a repository on the hub
+    guidance: weight of classifier-free guidance; 5 in the DDPO paper, 1 for none
+    trainable: a LoRA of rank 4 by default
+    dtype: of the frozen networks' and the trained network's arithmetic: `float32`, `bfloat16`, `float16`
+    device: `cpu`, `cuda`, `mps`, or `auto` for the best there is
+    seed: of a LoRA's initial weights
+
+    Raises ValueError if there is no such model or its family is not supported.
+    """
+    folder = locate(name)
+    family = _family(folder)
+    return family(
+        str(folder),
+        guidance=guidance,
+        trainable=trainable or LoRA(),
+        dtype=getattr(torch, dtype),
+        device=torch.device(_best_device() if device == "auto" else device),
+        seed=seed,
+    )
+
+
+def locate(name: str) -> Path:
+    """The folder of a model; a hub repository is downloaded to the hub's cache."""
+    if name in EMBEDDED:
+        return Path(str(files("burnish") / name / "pipeline"))
+    if Path(name).exists():
+        return Path(name)
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*model.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"model {name!r}: there is no such folder, it is not embedded ({', '.join(EMBEDDED)}), "
+            f"and the hub did not give it ({type(error).__name__})"
+        ) from error
+
+
+def _families() -> dict[str, Callable[..., Any]]:
+    from burnish.models import stable_diffusion
+
+    return {"StableDiffusionPipeline": stable_diffusion.load}
+
+
+def _family(folder: Path) -> Callable[..., Any]:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a pipeline's folder: it has no model_index.json")
+    pipeline = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    families = _families()
+    if pipeline not in families:
+        raise ValueError(
+            f"{folder} holds a {pipeline}; supported are: {', '.join(families)}. Any other network "
+            "can be trained through the Python API: see docs/denoiser.md"
+        )
+    return families[pipeline]
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,81 @@
+"""Which weights are trained: a LoRA on named modules, or all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from torch.nn import Parameter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters (Hu et al. 2021) through peft; the network itself is frozen."""
+
+    rank: int = 4
+    """Rank of each adapter; 4 in the DDPO authors' LoRA version."""
+    alpha: float | None = None
+    """The adapter is scaled by alpha / rank; by default alpha = rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Endings of the names of the modules that get one; the attention projections by default."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank = {self.rank}, expected at least 1")
+        if not self.targets:
+            raise ValueError("targets is empty, expected at least one module name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Full:
+    """Every weight of the network."""
+
+
+Trainable = LoRA | Full
+
+
+def prepare(network: UNet2DConditionModel, trainable: Trainable, seed: int) -> list[Parameter]:
+    """Freeze or free the network's weights, add adapters, and return what is trained.
+
+    seed: of the adapters' initial weights; they leave the network's output as it was
+    Raises ValueError if no module's name ends with one of a LoRA's targets.
+    """
+    network.requires_grad_(isinstance(trainable, Full))
+    if isinstance(trainable, LoRA):
+        _add_adapter(network, trainable, seed)
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _add_adapter(network: UNet2DConditionModel, lora: LoRA, seed: int) -> None:
+    import torch
+    from peft import LoraConfig
+
+    names = [name for name, _ in network.named_modules()]
+    unmatched = [t for t in lora.targets if not any(_ends_with(name, t) for name in names)]
+    if unmatched:
+        raise ValueError(
+            f"trainable.targets: no module's name ends with {unmatched[0]!r}; the names look like "
+            f"{next((name for name in names if 'to_q' in name), names[-1])!r}"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network.add_adapter(
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.rank if lora.alpha is None else lora.alpha,  # type: ignore[arg-type]
+                target_modules=list(lora.targets),
+                init_lora_weights="gaussian",
+            )
+        )
+
+
+def lora_metadata(network: UNet2DConditionModel) -> dict[str, Any]:
+    """The adapter's configuration as JSON values, so that a loader knows its rank and scale."""
+    config = network.peft_config["default"].to_dict()
+    return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,1 @@
+"""Rewards: functions of samples to one number a sample."""

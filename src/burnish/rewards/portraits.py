@@ -1,0 +1,25 @@
+"""Prompt-image alignment on the embedded model, by the portrait judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from burnish.rollout import Samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortraitAlignment:
+    """Share of the attributes a caption asks for that the judge sees in the portrait, in [0, 1].
+
+    The judge is a small classifier that was trained here, on the same kind of portraits; it knows
+    nothing else.
+    """
+
+    def __call__(self, samples: Samples) -> Tensor:
+        from burnish.portraits.judge import load_judge
+
+        return load_judge().accuracy(samples.media, list(samples.metadata))

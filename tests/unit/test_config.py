@@ -1,0 +1,120 @@
+"""Recipes: what is wrong is named before any weight is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
+from burnish.config import ConfigError, Plugin, dump, load_recipe, shipped
+from burnish.rewards.image import Compressibility
+from burnish.samplers.ddim import DDIM
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_valid_and_survives_being_written_out(name, tmp_path):
+    recipe = load_recipe(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump(recipe))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_overrides_reach_any_field_in_both_spellings():
+    recipe = load_recipe(
+        "compressibility",
+        ["--algorithm.clip", "2e-4", "--sampler.num_steps=7", "--seed", "3", "--training.ema", "0.9"],
+    )
+    assert isinstance(recipe.algorithm, DDPOIS)
+    assert recipe.algorithm.clip == 2e-4
+    assert recipe.sampler == DDIM(num_steps=7)
+    assert (recipe.seed, recipe.training.ema) == (3, 0.9)
+
+
+def test_an_override_of_a_name_takes_another_class_and_starts_its_table_anew(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[reward]\nname = "compressibility"\n[algorithm]\nname = "ddpo-is"\nclip = 0.1\n'
+    )
+    recipe = load_recipe(
+        str(path),
+        ["--algorithm.name", "ddpo-sf", "--training.updates", "1", "--algorithm.advantage_clip", "7"],
+    )
+    assert recipe.algorithm == DDPOSF(advantage_clip=7)
+
+
+def test_nested_choices_and_plug_ins():
+    recipe = load_recipe(
+        "compressibility",
+        ["--algorithm.baseline.name", "whole-batch", "--reward.name", "my.rewards:redness"],
+    )
+    assert recipe.algorithm.baseline == WholeBatch()
+    assert recipe.reward == Plugin(target="my.rewards:redness")
+    assert 'name = "my.rewards:redness"' in dump(recipe)
+
+
+def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[reward]\nname = "compressibility"\nquality = 80\n[sampler]\nnum_steps = 3\n')
+    recipe = load_recipe(str(path))
+    assert recipe.sampler == DDIM(num_steps=3)
+    assert recipe.reward == Compressibility(quality=80)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "hint"),
+    [
+        (["--algorithm.clp", "1"], "algorithm.clp", "'clip'"),
+        (["--trainin.samples", "1"], "trainin", "'training'"),
+        (["--training.samples", "many"], "training.samples", "integer"),
+        (["--training.samples", "2.5"], "training.samples", "integer"),
+        (["--training.samples", "0"], "training.samples", "at least 1"),
+        (["--training", "5"], "training", "table"),
+        (["--algorithm.name", "dpo"], "algorithm.name", "ddpo-sf"),
+        (["--algorithm.clip", "2"], "algorithm.clip", "between 0 and 1"),
+        (["--algorithm.train_steps", "[99]"], "train_steps", "num_steps"),
+        (["--algorithm.train_steps", "99"], "train_steps", "num_steps"),
+        (["--algorithm.train_steps", "[]"], "train_steps", "at least one"),
+        (["--algorithm.baseline.min_count", "64"], "algorithm.baseline.min_count", "size"),
+        (["--algorithm.name", "ddpo-sf", "--training.updates", "4"], "on-policy", "updates = 1"),
+        (["--sampler.eta", "0"], "sampler.eta", "above 0"),
+        (["--model.dtype", "float17"], "model.dtype", "bfloat16"),
+        (["--reward.quality", "101"], "reward.quality", "1 to 100"),
+        (["--checkpoint.keep", "1"], "checkpoint", "keep >= 2"),
+        (["--evaluation.every", "0"], "evaluation.every", "at least 1"),
+        (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate", "positive"),
+        (["--training.samples"], "training.samples", "no value"),
+        (["samples", "3"], "'samples'", "--table.key"),
+        (["--prompts.name", "file", "--prompts.path", "nowhere.txt"], "prompts.path", "no such file"),
+        (["--prompts.name", "file"], "prompts.path", "missing"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_the_way_out(overrides, key, hint):
+    with pytest.raises(ConfigError) as error:
+        load_recipe("compressibility", overrides)
+    assert key in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'compressibility'"):
+        load_recipe("compresibility")
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[model\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not TOML"):
+        load_recipe(str(path))
+
+
+def test_a_recipe_is_checked_without_loading_torch():
+    code = (
+        "import sys, burnish.config as c\n"
+        "c.load_recipe('compressibility', ['--training.samples', '3'])\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "import burnish.cli\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
