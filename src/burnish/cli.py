@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     if rest and options.command != "train":
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return _COMMANDS[options.command](options, rest)
     except (ValueError, RuntimeError) as error:

@@ -241,6 +241,7 @@ def _asked_to_stop() -> Iterator[_Stop]:
     stop = _Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True

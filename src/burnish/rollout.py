@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burnish.lanes import side_by_side
 from burnish.policy import Cond, Policy
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
@@ -63,10 +64,12 @@ def rollout(
     The noise of chain i comes from (randomness, i): `batch`, the chains computed at once, changes
     speed and memory, and the result within float tolerance only.
     """
-    chunks = [
-        _chains(policy, prompts[start : start + batch], randomness, start)
-        for start in range(0, len(prompts), batch)
-    ]
+
+    def chains(start: int) -> Trajectory:
+        return _chains(policy, prompts[start : start + batch], randomness, start)
+
+    starts = range(0, len(prompts), batch)
+    chunks = list(side_by_side(chains, starts, policy.device))
     return Trajectory(
         states=torch.cat([chunk.states for chunk in chunks], dim=1),
         log_prob=torch.cat([chunk.log_prob for chunk in chunks], dim=1),
@@ -95,12 +98,15 @@ def _chains(
     return Trajectory(torch.stack(states), scores, kernel.stochastic, cond)
 
 
-@torch.no_grad()
 def decode(policy: Policy, x0: Tensor, prompts: Sequence[Prompt], batch: int) -> Samples:
-    """Samples on the CPU, in float32, from clean states."""
-    media = [policy.denoiser.decode(chunk.float()).float().cpu() for chunk in x0.split(batch)]
+    """Samples on the CPU, in float32, from clean states; no gradient."""
+
+    @torch.no_grad()
+    def media(chunk: Tensor) -> Tensor:
+        return policy.denoiser.decode(chunk.float()).float().cpu()
+
     return Samples(
-        media=torch.cat(media),
+        media=torch.cat(list(side_by_side(media, x0.split(batch), policy.device))),
         prompts=tuple(prompt.text for prompt in prompts),
         metadata=tuple(prompt.metadata for prompt in prompts),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,15 @@ def load(
     """
     folder = locate(name)
     family = _family(folder)
-    return family(
-        str(folder),
-        guidance=guidance,
-        trainable=trainable or LoRA(),
-        dtype=getattr(torch, dtype),
-        device=torch.device(_best_device() if device == "auto" else device),
-        seed=seed,
-    )
+    with _quiet():
+        return family(
+            str(folder),
+            guidance=guidance,
+            trainable=trainable or LoRA(),
+            dtype=getattr(torch, dtype),
+            device=torch.device(_best_device() if device == "auto" else device),
+            seed=seed,
+        )
 
 
 def locate(name: str) -> Path:
@@ -89,6 +91,20 @@ def _family(folder: Path) -> Callable[..., Any]:
             "can be trained through the Python API: see docs/denoiser.md"
         )
     return families[pipeline]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers while local files are read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _best_device() -> str:

@@ -139,14 +139,16 @@ def load(
     float32."""
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     assert isinstance(scheduler, DDIMScheduler)
-    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    text_encoder = CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", torch_dtype=dtype
+    )
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
     return StableDiffusion(
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        text_encoder=_placed(text_encoder, device, dtype),
-        unet=_placed(unet, device, dtype),
-        vae=_placed(vae, device, torch.float32),
+        text_encoder=_placed(text_encoder, device),
+        unet=_placed(unet, device),
+        vae=_placed(vae, device),
         scheduler=scheduler,
         guidance=guidance,
         trainable=trainable,
@@ -154,12 +156,12 @@ def load(
     )
 
 
-def _placed(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+def _placed(network: Network, device: torch.device) -> Network:
     """Frozen, in evaluation mode (dropout would make the policy a different one at each call), with
     channels last, which the convolutions of CPUs and GPUs are fastest with."""
     network.requires_grad_(False).eval()
     move: Any = network.to  # diffusers and torch disagree on its signature
-    return move(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return move(device, memory_format=torch.channels_last)
 
 
 def schedule_of(scheduler: DDIMScheduler) -> DiffusionSchedule:

@@ -7,13 +7,15 @@ iterate, and stop when they like.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from burnish.algorithms import Algorithm
+from burnish.lanes import side_by_side
 from burnish.policy import Policy
 from burnish.prompts import PromptSource
 from burnish.randomness import Randomness
@@ -163,15 +165,32 @@ def _accumulate(
     state: State,
 ) -> _Diagnostics:
     """The gradient of the mean loss over the rows `index`, clipped, in the parameters' `.grad`."""
-    parts = []
-    for micro in index.split(training.microbatch):
+
+    def gradient(micro: Tensor) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
         loss, values = algorithm.loss(policy, rows[micro])
-        (loss.sum() / len(index)).backward()
-        parts.append({**values, "loss": loss.detach()})
+        mean = loss.sum() / len(index)
+        gradients = torch.autograd.grad(mean, state.parameters, allow_unused=True)
+        return gradients, {**values, "loss": loss.detach()}
+
+    parts = []
+    for gradients, values in side_by_side(gradient, index.split(training.microbatch), index.device):
+        _add(state.parameters, gradients)
+        parts.append(values)
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, optimizer.max_grad_norm)
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    _check_finite(values["loss"], norm, state.iteration)
-    return _Diagnostics(key=rows[index].key, rows=values, grad_norm=norm)
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    _check_finite(whole["loss"], norm, state.iteration)
+    return _Diagnostics(key=rows[index].key, rows=whole, grad_norm=norm)
+
+
+def _add(parameters: Sequence[Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add to the parameters' `.grad`; None stands for a parameter that the loss does not use."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad += gradient
 
 
 def _check_finite(loss: Tensor, norm: Tensor, iteration: int) -> None:
