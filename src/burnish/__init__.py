@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from burnish.models.hub import load as load
     from burnish.policy import Policy as Policy
     from burnish.prompts import Listed as Listed
+    from burnish.prompts import Prompt as Prompt
     from burnish.rollout import Samples as Samples
     from burnish.rollout import sample as sample
     from burnish.samplers.ddim import DDIM as DDIM
@@ -36,6 +37,7 @@ _HOME = {
     "AdamW": "burnish.train.settings",
     "Listed": "burnish.prompts",
     "Policy": "burnish.policy",
+    "Prompt": "burnish.prompts",
     "Samples": "burnish.rollout",
     "Training": "burnish.train.settings",
     "load": "burnish.models.hub",

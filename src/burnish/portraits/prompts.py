@@ -1,0 +1,42 @@
+"""Captions of portraits as a prompt source; each knows the attributes it asks for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from burnish.portraits.attributes import Split
+from burnish.portraits.captions import draw_prompt
+from burnish.prompts import Prompt
+
+if TYPE_CHECKING:
+    from burnish.randomness import Randomness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portraits:
+    """Training captions, and held-out ones with combinations that the base model never saw."""
+
+    count: int | None = None
+    """How many different training captions there are; without it, every draw is a new one."""
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count = {self.count}, expected at least 1")
+
+    def draw(self, count: int, randomness: Randomness) -> list[Prompt]:
+        return [self._one(randomness.at(i).python()) for i in range(count)]
+
+    def _one(self, rng: random.Random) -> Prompt:
+        if self.count is None:
+            return _prompt(rng, "train")
+        return _prompt(random.Random(f"train {rng.randrange(self.count)}"), "train")
+
+    def held_out(self, count: int) -> list[Prompt]:
+        return [_prompt(random.Random(f"held-out {i}"), "held-out") for i in range(count)]
+
+
+def _prompt(rng: random.Random, split: Split) -> Prompt:
+    caption, mentioned = draw_prompt(rng, split)
+    return Prompt(caption, mentioned)
