@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw the HTML report of a run")
     report.add_argument("run", type=Path, help="run folder")
 
-    commands.add_parser("recipes", help="list the shipped recipes")
+    recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one whole")
+    recipes.add_argument("name", nargs="?", help="show this one with all its fields")
     return parser
 
 
@@ -102,9 +103,12 @@ def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _recipes(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    del options, rest
-    from burnish.config import recipe_path, shipped
+    del rest
+    from burnish.config import dump, load_recipe, recipe_path, shipped
 
+    if options.name:
+        print(dump(load_recipe(options.name)), end="")
+        return 0
     for name in shipped():
         headline = recipe_path(name).read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:24} {headline.lstrip('# ')}")

@@ -24,7 +24,7 @@ def score_function(
         learning rate serves every resolution
     """
     loss = -advantage.detach() * log_prob / event_size
-    return loss, _ratio_rows((log_prob.detach() - old_log_prob) / event_size)
+    return loss, _ratio_rows(log_prob.detach() - old_log_prob, event_size)
 
 
 def clipped_ratio(
@@ -45,11 +45,11 @@ def clipped_ratio(
     advantage = advantage.detach()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     loss = torch.maximum(-advantage * ratio, -advantage * clipped)
-    rows = _ratio_rows(per_dim.detach())
+    rows = _ratio_rows((log_prob - old_log_prob).detach(), event_size)
     outside = (ratio.detach() - 1).abs() > clip
     return loss, {**rows, "clip_fraction": outside.float()}
 
 
-def _ratio_rows(log_ratio_per_dim: Tensor) -> dict[str, Tensor]:
-    """log_ratio: nats a dimension; approx_kl: half its square, nats a dimension (Schulman 2020)."""
-    return {"log_ratio": log_ratio_per_dim, "approx_kl": 0.5 * log_ratio_per_dim.square()}
+def _ratio_rows(log_ratio: Tensor, event_size: int) -> dict[str, Tensor]:
+    """log_ratio: nats a dimension; approx_kl: nats a step, half the squared log-ratio (Schulman 2020)."""
+    return {"log_ratio": log_ratio / event_size, "approx_kl": 0.5 * log_ratio.square()}

@@ -24,7 +24,15 @@ def test_every_shipped_recipe_is_valid_and_survives_being_written_out(name, tmp_
 def test_overrides_reach_any_field_in_both_spellings():
     recipe = load_recipe(
         "compressibility",
-        ["--algorithm.clip", "2e-4", "--sampler.num_steps=7", "--seed", "3", "--training.ema", "0.9"],
+        [
+            "--algorithm.clip",
+            "2e-4",
+            "--sampler.num_steps=7",
+            "--seed",
+            "3",
+            "--training.ema",
+            "0.9",
+        ],
     )
     assert isinstance(recipe.algorithm, DDPOIS)
     assert recipe.algorithm.clip == 2e-4
@@ -39,7 +47,14 @@ def test_an_override_of_a_name_takes_another_class_and_starts_its_table_anew(tmp
     )
     recipe = load_recipe(
         str(path),
-        ["--algorithm.name", "ddpo-sf", "--training.updates", "1", "--algorithm.advantage_clip", "7"],
+        [
+            "--algorithm.name",
+            "ddpo-sf",
+            "--training.updates",
+            "1",
+            "--algorithm.advantage_clip",
+            "7",
+        ],
     )
     assert recipe.algorithm == DDPOSF(advantage_clip=7)
 
@@ -86,7 +101,11 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
         (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate", "positive"),
         (["--training.samples"], "training.samples", "no value"),
         (["samples", "3"], "'samples'", "--table.key"),
-        (["--prompts.name", "file", "--prompts.path", "nowhere.txt"], "prompts.path", "no such file"),
+        (
+            ["--prompts.name", "file", "--prompts.path", "nowhere.txt"],
+            "prompts.path",
+            "no such file",
+        ),
         (["--prompts.name", "file"], "prompts.path", "missing"),
     ],
 )

@@ -94,7 +94,7 @@ def histogram(canvas: Canvas, before: Sequence[float], after: Sequence[float], u
         edges = np.histogram_bin_edges([*before, *after], bins=_bins(len(before))).tolist()
         for values, name in ((before, "before"), (after, "after")):
             if len(values):
-                axes.hist(values, edges, color=COLORS[name], alpha=0.4, linewidth=0)
+                axes.hist(values, edges, color=COLORS[name], histtype="stepfilled", alpha=0.35)
                 axes.hist(values, edges, color=COLORS[name], histtype="step", linewidth=1.2)
                 axes.axvline(float(np.mean(values)), color=COLORS[name], dashes=(4, 3))
         axes.yaxis.set_major_locator(_ticks(5, integer=True))
@@ -127,17 +127,17 @@ def heat_map(canvas: Canvas, columns: Mapping[int, Mapping[int, float]], unit: s
     values = np.array(
         [[column.get(step, math.nan) for column in columns.values()] for step in steps]
     )
+    edges, values = _grouped(list(columns), values)
     factor, prefix = scale(values)
     values = values / factor
     largest = float(np.nanmax(np.abs(values))) or 1.0
 
     def paint(axes: Axes) -> None:
-        edges, grouped = _grouped(list(columns), values)
-        axes.add_collection(_cells(edges, steps, grouped / largest))
+        axes.add_collection(_cells(edges, steps, values / largest))
         _iterations(axes, edges[0], edges[-1])
+        axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(steps[-1] + 0.5, steps[0] - 0.5)
         axes.yaxis.set_major_locator(_ticks(5, integer=True))
-        axes.set_xlim(edges[0], edges[-1])
         axes.set_ylabel("denoising step")
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
@@ -150,7 +150,7 @@ def heat_map(canvas: Canvas, columns: Mapping[int, Mapping[int, float]], unit: s
 def stacked(
     canvas: Canvas, seconds: Mapping[int, Mapping[str, float]], parts: Sequence[str]
 ) -> str:
-    """Seconds of each iteration, its parts on top of each other."""
+    """Seconds of each iteration, its parts on top of each other, in the order given."""
     values = np.array([[each.get(part, 0.0) for each in seconds.values()] for part in parts])
 
     def paint(axes: Axes) -> None:
@@ -221,7 +221,10 @@ def _iterations(axes: Axes, first: float, last: float) -> None:
     """The x axis: whole numbers, with half an iteration of room if there is only one."""
     room = 0.5 if first == last else 0.015 * (last - first)
     axes.set_xlim(first - room, last + room)
-    axes.xaxis.set_major_locator(_ticks(6, integer=True))
+    if last - first <= 2:
+        axes.set_xticks(range(math.ceil(first), math.floor(last) + 1))
+    else:
+        axes.xaxis.set_major_locator(_ticks(6, integer=True))
 
 
 def _ticks(count: int, *, integer: bool = False) -> MaxNLocator:

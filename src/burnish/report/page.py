@@ -49,7 +49,7 @@ MEANINGS = {
         "Log-ratio", "nats per dimension", "Of the new policy to the one that sampled."
     ),
     "approx_kl": Meaning(
-        "Approximate KL", "nats per dimension", "From the policy that sampled to the new one."
+        "Approximate KL", "nats per step", "From the policy that sampled to the new one."
     ),
     "clip_fraction": Meaning(
         "Clip fraction", "fraction of rows", "Rows whose ratio left the clipping interval."
@@ -84,15 +84,23 @@ def page(record: Record) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{title} · burnish</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<p class=kind>burnish · run report</p>\n<h1>{title}</h1>\n{_verdict(record)}\n"
+        f"<header>\n<p class=kind>{_kind(record)}</p>\n<h1>{title}</h1>\n{verdict(record)}\n"
         f"</header>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
     )
+
+
+def _kind(record: Record) -> str:
+    """Which model was trained for what and how, by their names in the recipe."""
+    tables = (record.recipe.get(table, {}) for table in ("model", "reward", "algorithm"))
+    names = [str(table["name"]) for table in tables if "name" in table]
+    return " · ".join(["burnish", *map(escape, names)])
 
 
 # --- the verdict ---------------------------------------------------------------------------------
 
 
-def _verdict(record: Record) -> str:
+def verdict(record: Record) -> str:
+    """What came of the run: a sentence on the held-out reward, then the rest of the figures."""
     details = (
         _stopped(record),
         _training_sentence(record),
@@ -175,10 +183,9 @@ def _blank(line: Line) -> str:
 
 
 def _effort_sentence(record: Record) -> str:
-    parts = [
-        _count(record.done, "iteration"),
-        _count(record.lines[-1].queries, "reward query", "reward queries"),
-    ]
+    parts = [_count(record.lines[-1].queries, "reward query", "reward queries")]
+    if record.done >= record.asked:
+        parts.insert(0, _count(record.done, "iteration"))
     if record.seconds:
         parts.append(_duration(record.total_seconds))
     return f"{', '.join(parts)}."
@@ -347,7 +354,7 @@ def _heat_map(record: Record, name: str, columns: int) -> str:
         f"{_significant(min(values))} to {_significant(max(values))} {meaning.unit}."
     )
     canvas = Canvas(
-        name=f"step-{_slug(name)}", label=label, width=340 if columns == 3 else 520, height=210
+        name=f"step-{_slug(name)}", label=label, width=340 if columns == 3 else 460, height=210
     )
     chart = charts.heat_map(canvas, found, meaning.unit)
     return _figure(chart, meaning.title, meaning.text)
@@ -529,7 +536,7 @@ def _significant(value: float) -> str:
     if value == 0 or not math.isfinite(value) or 0.001 <= abs(value) < 100_000:
         return f"{value:,.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}"
     digits, _, exponent = f"{value:.2e}".partition("e")
-    return f"{digits} × 10{charts.superscript(int(exponent))}".replace("-", "−")
+    return f"{float(digits):g} × 10{charts.superscript(int(exponent))}".replace("-", "−")
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:
@@ -567,8 +574,7 @@ body {
 }
 h1, .verdict { font-family: "Iowan Old Style", Charter, Georgia, "Times New Roman", serif; font-weight: 400; }
 h1 { margin: 0; font-size: 21px; font-style: italic; color: var(--muted); overflow-wrap: anywhere; }
-.kind { margin: 0 0 6px; color: var(--muted); }
-.kind { font-size: 12px; letter-spacing: .08em; text-transform: uppercase; }
+.kind { margin: 0 0 4px; font-size: 13px; color: var(--muted); }
 .verdict { margin: 14px 0 18px; max-width: 24em; font-size: 35px; line-height: 1.22; text-wrap: balance; }
 .details { margin: 0; max-width: 46em; font-size: 16px; color: var(--muted); }
 .details strong { color: var(--after); font-weight: 600; }
@@ -625,6 +631,7 @@ dt { color: var(--muted); white-space: nowrap; }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; min-width: 0; }
 @media (max-width: 860px) {
   .hero { grid-template-columns: 1fr; }
+  .hero .chart + .chart svg { max-width: 430px; }
   .columns-3 { grid-template-columns: repeat(2, 1fr); }
   .blocks { columns: 2; }
 }
@@ -636,12 +643,17 @@ dd { margin: 0; text-align: right; overflow-wrap: anywhere; min-width: 0; }
   .blocks { columns: 1; }
   .wide { display: none; }
   .narrow { display: block; }
+  .chart svg { max-width: 430px; }
   .pairs, .pairs:has(img:not(.pixels)) { grid-template-columns: 1fr 1fr; gap: 24px 16px; }
   .both { gap: 2px; }
   .both p, .pair figcaption { font-size: 11.5px; }
 }
 @media print {
-  body { padding: 0; max-width: none; font-size: 11pt; }
+  :root { --paper: #fff; }
+  body { padding: 0; max-width: none; font-size: 10.5pt; }
+  .hero { grid-template-columns: 660fr 380fr; gap: 24px; }
+  .columns-3 { grid-template-columns: repeat(3, 1fr); }
+  .blocks { columns: 3; }
   section { margin-top: 32px; }
   h2 { break-after: avoid; }
   .pairs { grid-template-columns: repeat(4, 1fr); gap: 16px; }

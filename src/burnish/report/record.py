@@ -168,7 +168,7 @@ def _line(line: Mapping[str, Any]) -> Line:
         held_out=_spread(held_out),
         guards={k: v for k, v in (held_out or {}).items() if k not in Spread.__slots__},
         metrics=line.get("metrics", {}),
-        by_step={name: _by_step(values) for name, values in line.get("by_step", {}).items()},
+        by_step={k: _by_step(v) for k, v in line.get("by_step", {}).items() if v},
     )
 
 

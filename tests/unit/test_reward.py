@@ -1,0 +1,110 @@
+"""Whatever a reward does wrong stops the run, naming the reward, the sample and its prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.reward import RewardError, score
+from burnish.rollout import Samples
+
+SAMPLES = Samples(
+    torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 2, 2),
+    ("a cat", "a dog", "a bird", "a fox"),
+    ({}, {}, {}, {}),
+)
+
+
+def place(samples: Samples) -> torch.Tensor:
+    """0, 1, 2, 3 for the four samples."""
+    return samples.media[:, 0, 0, 0]
+
+
+def test_rewards_come_back_as_float32_in_order_without_gradient():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    rewards = score(lambda samples: place(samples) * weight, SAMPLES)
+    assert rewards.tolist() == [0, 1, 2, 3]
+    assert rewards.dtype == torch.float32
+    assert not rewards.requires_grad
+
+
+@pytest.mark.parametrize("convert", [list, tuple, np.asarray, torch.Tensor.int])
+def test_any_row_of_numbers_will_do(convert):
+    assert score(lambda samples: convert(place(samples)), SAMPLES).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_number_that_is_not_finite_is_blamed_on_its_sample(bad):
+    def fragile(samples):
+        return torch.where(place(samples) >= 2, bad, place(samples))
+
+    with pytest.raises(RewardError) as caught:
+        score(fragile, SAMPLES)
+    message = str(caught.value)
+    for part in ("'fragile'", f"returned {float(bad)}", "sample 2", "'a bird'", "2 of 4"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        (torch.zeros(3), "(3,)"),
+        (torch.zeros(4, 1), "(4, 1)"),
+        (torch.zeros(4, 2, 2), "(4, 2, 2)"),
+        (1.0, "()"),
+    ],
+)
+def test_a_wrong_shape_is_told_with_the_right_one(values, shape):
+    def shapeless(_):
+        return values
+
+    with pytest.raises(RewardError) as caught:
+        score(shapeless, SAMPLES)
+    for part in ("'shapeless'", f"shape {shape}", "expected (4,)"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [None, "good", {"cat": 1.0}, ["a", "b", "c", "d"]])
+def test_what_is_not_numbers_is_refused_by_type(values):
+    def wordy(_):
+        return values
+
+    with pytest.raises(RewardError) as caught:
+        score(wordy, SAMPLES)
+    for part in ("'wordy'", type(values).__name__, "4 numbers"):
+        assert part in str(caught.value)
+
+
+def test_an_exception_is_blamed_on_the_sample_that_raises_it():
+    def picky(samples):
+        if "a dog" in samples.prompts:
+            raise KeyError("no dogs")
+        return place(samples)
+
+    with pytest.raises(RewardError) as caught:
+        score(picky, SAMPLES)
+    for part in ("'picky'", "KeyError", "no dogs", "sample 1", "'a dog'"):
+        assert part in str(caught.value)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_exception_that_only_the_whole_batch_raises_names_the_batch():
+    def small(samples):
+        if len(samples) > 1:
+            raise MemoryError("too many")
+        return place(samples)
+
+    with pytest.raises(RewardError) as caught:
+        score(small, SAMPLES)
+    for part in ("'small'", "MemoryError", "too many", "batch of 4", "'a cat'"):
+        assert part in str(caught.value)
+
+
+def test_a_reward_object_is_named_by_its_class():
+    class Sharpness:
+        def __call__(self, _):
+            return None
+
+    with pytest.raises(RewardError, match="'Sharpness'"):
+        score(Sharpness(), SAMPLES)
