@@ -52,14 +52,23 @@ OPENINGS = ("a portrait of ", "a pixel art portrait of ", "a picture of ", "a dr
 BACKGROUNDS = ("on a {} background", "against a {} background", "in front of a {} wall")
 
 
-def draw_prompt(rng: random.Random, split: Split) -> tuple[str, dict[str, str]]:
+def draw_prompt(
+    rng: random.Random, split: Split, about: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
     """A caption of a random portrait, and the attributes that it mentions.
 
+    about: exactly the attributes to mention; by default a random part of all. A bald head lacks
+        `hair_color`, so asking for that asks for hair
     A "held-out" prompt always mentions the pair of colours that training lacks.
     """
+    pair = ("hair_color", "shirt_color") if split == "held-out" else ()
     attributes = draw_attributes(rng, split)
-    always = ("hair_color", "shirt_color") if split == "held-out" else ()
-    mentioned = mention(attributes, rng, always=always)
+    while not attributes.keys() >= set(about):
+        attributes = draw_attributes(rng, split)
+    if about:
+        mentioned = {name: attributes[name] for name in dict.fromkeys((*about, *pair))}
+    else:
+        mentioned = mention(attributes, rng, always=pair)
     return describe(mentioned, rng), mentioned
 
 

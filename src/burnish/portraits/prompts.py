@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from burnish.portraits.attributes import Split
+from burnish.portraits.attributes import SCHEMA, Split
 from burnish.portraits.captions import draw_prompt
 from burnish.prompts import Prompt
 
@@ -20,23 +20,29 @@ class Portraits:
 
     count: int | None = None
     """How many different training captions there are; without it, every draw is a new one."""
+    about: tuple[str, ...] = ()
+    """The attributes that a caption mentions, which leaves the model free in the others; without it,
+    a random part of all, mostly nearly all."""
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
             raise ValueError(f"count = {self.count}, expected at least 1")
+        names = [attribute.name for attribute in SCHEMA]
+        for name in self.about:
+            if name not in names:
+                raise ValueError(f"about = {name!r}: no such attribute, expected some of {names}")
 
     def draw(self, count: int, randomness: Randomness) -> list[Prompt]:
         return [self._one(randomness.at(i).python()) for i in range(count)]
 
     def _one(self, rng: random.Random) -> Prompt:
         if self.count is None:
-            return _prompt(rng, "train")
-        return _prompt(random.Random(f"train {rng.randrange(self.count)}"), "train")
+            return self._prompt(rng, "train")
+        return self._prompt(random.Random(f"train {rng.randrange(self.count)}"), "train")
 
     def held_out(self, count: int) -> list[Prompt]:
-        return [_prompt(random.Random(f"held-out {i}"), "held-out") for i in range(count)]
+        return [self._prompt(random.Random(f"held-out {i}"), "held-out") for i in range(count)]
 
-
-def _prompt(rng: random.Random, split: Split) -> Prompt:
-    caption, mentioned = draw_prompt(rng, split)
-    return Prompt(caption, mentioned)
+    def _prompt(self, rng: random.Random, split: Split) -> Prompt:
+        caption, mentioned = draw_prompt(rng, split, self.about)
+        return Prompt(caption, mentioned)
