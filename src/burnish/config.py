@@ -169,7 +169,9 @@ def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
     path: its dotted key, for messages
     default: the class to take where `hint` gives a choice and `value` has no `name`
     """
-    classes: list[type] = [kind for kind in _options(hint) if dataclasses.is_dataclass(kind)]
+    classes = [
+        kind for kind in _options(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
     if not classes:
         return _plain(hint, value, path)
     if not isinstance(value, Mapping):

@@ -21,12 +21,12 @@ from burnish.folder import RunFolder, lines
 from burnish.reward import RewardError
 
 SMALL = [
-    "--model.guidance=2.0",
-    "--sampler.num_steps=3",
+    "--sampler.num_steps=4",
+    "--algorithm.train_steps=3",
     "--training.iterations=5",
     "--training.samples=8",
     "--training.updates=2",
-    "--training.microbatch=8",
+    "--training.microbatch=4",
     "--training.sample_batch=4",
     "--training.ema=0.8",
     "--evaluation.every=2",

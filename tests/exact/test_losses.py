@@ -51,7 +51,9 @@ def test_ppo_clips_one_side_for_each_sign_of_the_advantage(
     assert slope == pytest.approx(gradient / event_size, rel=1e-5)
     assert rows["clip_fraction"].item() == float(abs(ratio - 1) > CLIP)
     assert rows["log_ratio"].item() == pytest.approx(math.log(ratio), abs=1e-6)
-    assert rows["approx_kl"].item() == pytest.approx(math.log(ratio) ** 2 / 2, abs=1e-6)
+    assert rows["approx_kl"].item() == pytest.approx(
+        (event_size * math.log(ratio)) ** 2 / 2, abs=1e-5
+    )
 
 
 def test_the_ratio_is_new_over_old_and_of_the_mean_over_dimensions():
@@ -70,7 +72,7 @@ def test_score_function_at_hand_computed_values():
     (gradient,) = torch.autograd.grad(loss.sum(), log_prob)
     assert gradient.tolist() == pytest.approx([-2 / 3, 1 / 3])
     assert rows["log_ratio"].tolist() == pytest.approx([0.1, -0.2], abs=1e-6)
-    assert rows["approx_kl"].tolist() == pytest.approx([0.005, 0.02], abs=1e-6)
+    assert rows["approx_kl"].tolist() == pytest.approx([0.045, 0.18], abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -1,0 +1,15 @@
+from .algorithms.ddpo import DDPOIS as DDPOIS
+from .algorithms.ddpo import DDPOSF as DDPOSF
+from .models.hub import load as load
+from .policy import Policy as Policy
+from .prompts import Listed as Listed
+from .prompts import Prompt as Prompt
+from .rollout import Samples as Samples
+from .rollout import sample as sample
+from .samplers.ddim import DDIM as DDIM
+from .samplers.ddpm import DDPM as DDPM
+from .train.loop import train as train
+from .train.settings import AdamW as AdamW
+from .train.settings import Training as Training
+
+__version__: str
