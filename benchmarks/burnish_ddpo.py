@@ -44,9 +44,11 @@ class Settings:
     max_seconds: float | None = None
     eval_every: int | None = None
     eval_prompts: str | None = None
-    stop_at: float | None = None
+    stop_rise: float | None = None
     microbatch: int = 32
     """Rows a forward pass; a matter of speed and memory only. TRL's is train_batch_size."""
+    train_steps: list[int] | None = None
+    """Denoising steps that are trained; TRL trains the first `sample_num_steps * train_timestep_fraction`."""
 
 
 def main() -> None:
@@ -67,6 +69,7 @@ def run(model: str, prompts: list[str], settings: Settings, file) -> None:
     algorithm = burnish.DDPOIS(
         clip=settings.train_clip_range,
         baseline=PerPrompt(size=size) if tracked else WholeBatch(),
+        train_steps=tuple(settings.train_steps) if settings.train_steps else None,
     )
     samples = settings.sample_batch_size * settings.sample_num_batches_per_epoch
     reports = burnish.train(
@@ -84,9 +87,10 @@ def run(model: str, prompts: list[str], settings: Settings, file) -> None:
         optimizer=burnish.AdamW(learning_rate=settings.train_learning_rate),
         seed=settings.seed,
     )
-    seconds = 0.0
-    if _reached(policy, settings, file, epochs=0, training_seconds=0.0, num_queries=0):
-        return
+    seconds, target = 0.0, float("inf")
+    base = _evaluate(policy, settings, file, epochs=0, training_seconds=0.0, num_queries=0)
+    if base is not None and settings.stop_rise is not None:
+        target = base["mean"] + settings.stop_rise * base["std"]
     started = time.perf_counter()
     for report in reports:
         took = time.perf_counter() - started
@@ -105,14 +109,18 @@ def run(model: str, prompts: list[str], settings: Settings, file) -> None:
             peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         )
         over = settings.max_seconds is not None and seconds >= settings.max_seconds
-        if _reached(policy, settings, file, epochs=report.number, **so_far) or over:
+        result = _evaluate(policy, settings, file, epochs=report.number, **so_far)
+        if over or (result is not None and result["mean"] >= target):
             return
         started = time.perf_counter()
 
 
-def _reached(policy: burnish.Policy, settings: Settings, file, epochs: int, **so_far) -> bool:
+def _evaluate(
+    policy: burnish.Policy, settings: Settings, file, epochs: int, **so_far
+) -> dict[str, float] | None:
+    """The held-out summary, where an evaluation is due after `epochs` epochs."""
     if settings.eval_every is None or settings.eval_prompts is None or epochs % settings.eval_every:
-        return False
+        return None
     asked = [Prompt(text) for text in json.loads(Path(settings.eval_prompts).read_text())]
     result = evaluate(policy, asked, Compressibility(), seed=0, batch=32).summary()
     _log(
@@ -125,7 +133,7 @@ def _reached(policy: burnish.Policy, settings: Settings, file, epochs: int, **so
         diversity=result["diversity"],
         blank=result["blank"],
     )
-    return settings.stop_at is not None and result["mean"] >= settings.stop_at
+    return result
 
 
 def _log(file, kind: str, **fields: object) -> None:

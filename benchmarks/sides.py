@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.models.hub import locate
-from burnish.portraits.prompts import Portraits
+from burnish.prompts import PromptSource
 from burnish.randomness import Randomness
 
 HERE = Path(__file__).parent
@@ -54,12 +54,12 @@ def trl_side() -> Side:
     return Side("trl", made.stdout.strip().splitlines()[-1], HERE / "peers" / "trl_ddpo.py")
 
 
-def write_prompts(folder: Path, *, train: int = 32, held_out: int = 64) -> None:
-    """`prompts.json` and `held_out.json`: captions of portraits, the same on both sides."""
+def write_prompts(folder: Path, source: PromptSource, held_out: int = 64) -> None:
+    """`prompts.json` and `held_out.json`: the different ones of 1024 draws, the same on both sides."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = Portraits()
-    drawn = source.draw(train, Randomness(0).at("benchmark"))
-    (folder / "prompts.json").write_text(json.dumps([prompt.text for prompt in drawn]))
+    drawn = source.draw(1024, Randomness(0).at("benchmark"))
+    texts = list(dict.fromkeys(prompt.text for prompt in drawn))
+    (folder / "prompts.json").write_text(json.dumps(texts))
     asked = source.held_out(held_out)
     (folder / "held_out.json").write_text(json.dumps([prompt.text for prompt in asked]))
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from sides import Side, burnish_side, of_kind, trl_side, write_prompts
 
+from burnish.portraits.prompts import Portraits
+
 SETTINGS = {
     "num_epochs": 2,
     "sample_num_steps": 20,
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/throughput"))
     arguments = parser.parse_args()
-    write_prompts(arguments.folder)
+    write_prompts(arguments.folder, Portraits(count=32))
     sides = [burnish_side(), trl_side()]
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     memory: dict[str, float] = {}

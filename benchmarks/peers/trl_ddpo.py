@@ -68,14 +68,15 @@ class Driver:
     """Prompt i is drawn with a generator of its own, seeded with eval_seed + i."""
     eval_batch_size: int = 32
     """Images drawn at once in an evaluation; which images they are depends on it by rounding only."""
-    stop_at: float | None = None
-    """End the run at the first evaluation whose mean reward reaches this value."""
+    stop_rise: float | None = None
+    """End the run at the first evaluation whose mean reward is this many standard deviations of the base
+    model's rewards above the base model's mean."""
 
     def __post_init__(self) -> None:
         if (self.eval_every is None) != (self.eval_prompts is None):
             raise ValueError("give both eval_every and eval_prompts, or neither")
-        if self.stop_at is not None and self.eval_every is None:
-            raise ValueError("stop_at needs eval_every: it looks at the evaluations")
+        if self.stop_rise is not None and self.eval_every is None:
+            raise ValueError("stop_rise needs eval_every: it looks at the evaluations")
 
 
 class RecordedReward:
@@ -123,9 +124,10 @@ def main() -> None:
 
 def run(trainer: DDPOTrainer, reward: RecordedReward, driver: Driver, log: Log) -> None:
     """What `trainer.train()` does, with a clock around each epoch and evaluations between them."""
-    seconds, num_updates = 0.0, 0
-    if reached_target(trainer, driver, log, epochs=0, training_seconds=0.0, num_queries=0):
-        return
+    seconds, num_updates, target = 0.0, 0, float("inf")
+    base = evaluate(trainer, driver, log, epochs=0, training_seconds=0.0, num_queries=0)
+    if base is not None and driver.stop_rise is not None:
+        target = base["reward_mean"] + driver.stop_rise * base["reward_std"]
     for epoch in range(trainer.config.num_epochs):
         if driver.max_seconds is not None and seconds >= driver.max_seconds:
             return
@@ -139,23 +141,24 @@ def run(trainer: DDPOTrainer, reward: RecordedReward, driver: Driver, log: Log) 
         so_far = {"training_seconds": seconds, "num_queries": reward.num_queries}
         outcome = spread(reward.take()) | {"num_updates": num_updates, "peak_rss_mb": peak_rss_mb()}
         log("epoch", epoch=epoch + 1, **cost, **so_far, **outcome)
-        if reached_target(trainer, driver, log, epochs=epoch + 1, **so_far):
+        result = evaluate(trainer, driver, log, epochs=epoch + 1, **so_far)
+        if result is not None and result["reward_mean"] >= target:
             return
 
 
-def reached_target(
+def evaluate(
     trainer: DDPOTrainer, driver: Driver, log: Log, *, epochs: int, **so_far: float
-) -> bool:
-    """Whether an evaluation, where one is due after `epochs` epochs, reaches `driver.stop_at`."""
+) -> dict[str, float] | None:
+    """The held-out rewards' spread, where an evaluation is due after `epochs` epochs."""
     if driver.eval_every is None or driver.eval_prompts is None or epochs % driver.eval_every:
-        return False
+        return None
     prompts = read_prompts(Path(driver.eval_prompts))
     start = time.perf_counter()
     rewards = minus_kilobytes(draw(trainer, driver, prompts))
     outcome = spread(rewards) | {"num_images": len(rewards)}
     seconds = time.perf_counter() - start
     log("evaluation", epochs=epochs, **so_far, **outcome, evaluation_seconds=seconds)
-    return driver.stop_at is not None and float(rewards.mean()) >= driver.stop_at
+    return outcome
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
+from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
@@ -100,6 +101,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self.algorithm, self.training)
+        weights.check(self.trainable, self.model.dtype)
         if self.algorithm.needs_density and self.sampler.deterministic:
             raise ValueError(
                 "sampler.eta = 0 makes every step deterministic, but the algorithm learns from the "

@@ -88,7 +88,7 @@ def log_prob(policy: Policy, rows: Transitions) -> Float[Tensor, " rows"]:
 def transitions(
     trajectory: Trajectory, advantages: Float[Tensor, " batch"], steps: Sequence[int]
 ) -> Transitions:
-    """All chains at the given sampler steps, step by step.
+    """All chains at the given sampler steps, chain by chain.
 
     Raises ValueError if one of `steps` has no density: there is nothing to learn from it.
     """
@@ -104,6 +104,6 @@ def transitions(
     return Transitions(
         trajectory=trajectory,
         advantages=advantages.to(device),
-        position=positions.repeat_interleave(batch),
-        sample=torch.arange(batch, device=device).repeat(len(steps)),
+        position=positions.repeat(batch),
+        sample=torch.arange(batch, device=device).repeat_interleave(len(steps)),
     )

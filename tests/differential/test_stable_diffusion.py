@@ -8,11 +8,12 @@ import pytest
 import tiny
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 import burnish
 from burnish.models.stable_diffusion import schedule_of
 from burnish.models.trainable import Full, LoRA
-from burnish.policy import using
+from burnish.policy import take, using
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
 from burnish.rollout import decode, rollout
@@ -132,6 +133,50 @@ def test_scoring_a_rollout_again_in_its_own_geometry_gives_ratio_exactly_one(fol
             again = policy.transition(step, trajectory.states[k], trajectory.cond)
         score = again.log_prob(trajectory.states[k + 1])
         assert torch.equal(score, trajectory.log_prob[position])
+
+
+def test_rows_that_share_a_text_are_predicted_as_if_each_were_alone(folder):
+    denoiser = _trained(_policy(folder)).denoiser
+    texts = ["red hair", "a person", "red hair", "", "a person"]
+    cond = denoiser.encode(texts)
+    x = SEED.normal(range(5), denoiser.event_shape)
+    time = torch.tensor([900, 900, 500, 20, 1])
+    with torch.no_grad():
+        together = denoiser.predict(x, time, cond)
+        alone = [
+            denoiser.predict(x[i : i + 1], time[i : i + 1], take(cond, slice(i, i + 1)))
+            for i in range(5)
+        ]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_a_folded_adapter_has_the_output_and_the_gradient_of_peft(folder):
+    lora = LoRA(rank=3, alpha=6.0)
+    policy = _trained(_policy(folder, trainable=lora))
+    denoiser = policy.denoiser
+    cond = denoiser.encode(["red hair", "a person"])
+    x = SEED.normal(range(2), denoiser.event_shape)
+    time = torch.tensor([900, 20])
+
+    def output_and_gradient():
+        output = denoiser.predict(x, time, cond)
+        return output, torch.autograd.grad(output.square().sum(), denoiser.parameters())
+
+    folded, folded_gradient = output_and_gradient()
+    denoiser.unet.set_attn_processor(AttnProcessor2_0())
+    texts = denoiser.encode(["", "", "red hair", "a person"])["embedding"]
+    u, c = denoiser.unet(torch.cat([x, x]), torch.cat([time, time]), texts).sample.chunk(2)
+    output = u + 3.0 * (c - u)
+    gradient = torch.autograd.grad(output.square().sum(), denoiser.parameters())
+    assert torch.allclose(folded, output, atol=1e-5)
+    for one, other in zip(folded_gradient, gradient, strict=True):
+        assert torch.allclose(one, other, atol=1e-4 * other.abs().max().item())
+
+
+def test_an_adapter_is_float32_on_a_half_precision_network(folder):
+    denoiser = _policy(folder, dtype="bfloat16").denoiser
+    assert {parameter.dtype for parameter in denoiser.parameters()} == {torch.float32}
+    assert denoiser.unet.dtype == torch.bfloat16
 
 
 def test_the_gradient_reaches_the_adapter_and_nothing_else(folder):

@@ -24,24 +24,24 @@ def numbered() -> Trajectory:
     )
 
 
-def test_rows_are_all_chains_step_by_step():
+def test_rows_are_all_steps_chain_by_chain():
     found = rows.transitions(numbered(), torch.tensor([0.0, 1.0, 2.0]), [1, 3])
     assert len(found) == 6
-    assert found.step.tolist() == [1, 1, 1, 3, 3, 3]
-    assert found.key.tolist() == [1, 1, 1, 3, 3, 3]
-    assert found.sample.tolist() == [0, 1, 2, 0, 1, 2]
-    assert found.x[:, 0].tolist() == [10, 11, 12, 30, 31, 32]
-    assert found.x_next[:, 1].tolist() == [20, 21, 22, 40, 41, 42]
-    assert found.old_log_prob.tolist() == [-10, -11, -12, -30, -31, -32]
-    assert found.advantage.tolist() == [0, 1, 2, 0, 1, 2]
-    assert found.cond["shift"].tolist() == [100, 101, 102, 100, 101, 102]
+    assert found.step.tolist() == [1, 3, 1, 3, 1, 3]
+    assert found.key.tolist() == [1, 3, 1, 3, 1, 3]
+    assert found.sample.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.x[:, 0].tolist() == [10, 30, 11, 31, 12, 32]
+    assert found.x_next[:, 1].tolist() == [20, 40, 21, 41, 22, 42]
+    assert found.old_log_prob.tolist() == [-10, -30, -11, -31, -12, -32]
+    assert found.advantage.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.cond["shift"].tolist() == [100, 100, 101, 101, 102, 102]
     assert found.event_size == 2
 
 
 def test_a_row_keeps_its_values_under_any_index():
     found = rows.transitions(numbered(), torch.tensor([0.0, 1.0, 2.0]), [3, 1])
-    assert found.step.tolist() == [3, 3, 3, 1, 1, 1]
-    some = found[torch.tensor([5, 1])][torch.tensor([1, 0, 0])]
+    assert found.step.tolist() == [3, 1, 3, 1, 3, 1]
+    some = found[torch.tensor([5, 2])][torch.tensor([1, 0, 0])]
     assert len(some) == 3
     assert some.step.tolist() == [3, 1, 1]
     assert some.sample.tolist() == [1, 2, 2]

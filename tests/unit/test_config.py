@@ -94,6 +94,7 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
         (["--algorithm.baseline.min_count", "64"], "algorithm.baseline.min_count", "size"),
         (["--algorithm.name", "ddpo-sf", "--training.updates", "4"], "on-policy", "updates = 1"),
         (["--sampler.eta", "0"], "sampler.eta", "above 0"),
+        (["--trainable.name", "full", "--model.dtype", "bfloat16"], "model.dtype", "float32"),
         (["--model.dtype", "float17"], "model.dtype", "bfloat16"),
         (["--reward.quality", "101"], "reward.quality", "1 to 100"),
         (["--checkpoint.keep", "1"], "checkpoint", "keep >= 2"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from burnish.models.trainable import LoRA, Trainable
+from burnish.models.trainable import LoRA, Trainable, check
 
 EMBEDDED = ("portraits",)
 """Models that ship inside the package."""
@@ -35,15 +35,18 @@ def load(
     device: `cpu`, `cuda`, `mps`, or `auto` for the best there is
     seed: of a LoRA's initial weights
 
-    Raises ValueError if there is no such model or its family is not supported.
+    Raises ValueError if there is no such model, if its family is not supported, or if all weights are to
+    be trained in half precision.
     """
+    trainable = trainable or LoRA()
+    check(trainable, dtype)
     folder = locate(name)
     family = _family(folder)
     with _quiet():
         return family(
             str(folder),
             guidance=guidance,
-            trainable=trainable or LoRA(),
+            trainable=trainable,
             dtype=getattr(torch, dtype),
             device=torch.device(_best_device() if device == "auto" else device),
             seed=seed,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from burnish.models.attention import SharedTextAttention, distinct
 from burnish.models.trainable import Full, Trainable, lora_metadata, prepare
 from burnish.policy import Cond
 from burnish.schedules import PREDICTIONS, SPACINGS, DiffusionSchedule
@@ -55,7 +56,8 @@ class StableDiffusion:
         self.guidance = guidance
         self.trainable = trainable
         self._parameters = prepare(unet, trainable, seed)
-        self._unconditional = self.encode([""])["embedding"]
+        unet.set_attn_processor(SharedTextAttention())  # type: ignore[arg-type]
+        self._unconditional = self.encode([""])
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -64,32 +66,35 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
-        """embedding: last hidden state of the text encoder, (batch, tokens, width)"""
+        """tokens: (batch, length); embedding: the text encoder's last hidden state, (batch, length, width)"""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        )
-        device = self.text_encoder.device
-        return {"embedding": self.text_encoder(tokens.input_ids.to(device)).last_hidden_state}
+        ).input_ids.to(self.text_encoder.device)
+        return {"tokens": tokens, "embedding": self.text_encoder(tokens).last_hidden_state}
 
     def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         if self.guidance == 1:
-            return self._network(x, time, cond["embedding"])
-        unconditional = self._unconditional.expand(len(x), -1, -1)
-        both = self._network(
-            torch.cat([x, x]),
-            torch.cat([time, time]),
-            torch.cat([unconditional, cond["embedding"]]),
-        )
-        u, c = both.chunk(2)
+            return self._network(x, time, cond)
+        both = {
+            name: torch.cat([self._unconditional[name].expand_as(value), value])
+            for name, value in cond.items()
+        }
+        u, c = self._network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
         return u + self.guidance * (c - u)
 
-    def _network(self, x: Tensor, time: Tensor, embedding: Tensor) -> Tensor:
-        x = x.to(self.unet.dtype, memory_format=torch.channels_last)
-        return self.unet(x, time, encoder_hidden_states=embedding, return_dict=False)[0]
+    def _network(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        texts, rows = distinct(cond["tokens"], cond["embedding"])
+        return self.unet(
+            x.to(self.unet.dtype, memory_format=torch.channels_last),
+            time,
+            encoder_hidden_states=texts,
+            cross_attention_kwargs={"rows": rows},
+            return_dict=False,
+        )[0]
 
     def decode(self, x: Tensor) -> Tensor:
         x = (x / self.vae.config["scaling_factor"]).to(memory_format=torch.channels_last)

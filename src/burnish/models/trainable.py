@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRA:
-    """Low-rank adapters (Hu et al. 2021) through peft; the network itself is frozen."""
+    """Low-rank adapters (Hu et al. 2021) through peft; the network itself is frozen.
+
+    Adapters are float32 whatever the network's dtype is: in half precision an optimiser's steps would
+    be rounded away.
+    """
 
     rank: int = 4
     """Rank of each adapter; 4 in the DDPO authors' LoRA version."""
@@ -30,10 +34,20 @@ class LoRA:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """Every weight of the network."""
+    """Every weight of the network, which must be float32."""
 
 
 Trainable = LoRA | Full
+
+
+def check(trainable: Trainable, dtype: str) -> None:
+    """Raises ValueError for full fine-tuning in half precision, where steps would be rounded away."""
+    if isinstance(trainable, Full) and dtype != "float32":
+        raise ValueError(
+            f"model.dtype = {dtype!r} does not go with trainable.name = 'full': a step of 1e-5 is less "
+            "than the rounding of a half-precision weight. Set model.dtype = 'float32', or train a LoRA, "
+            "whose weights are float32 always"
+        )
 
 
 def prepare(network: UNet2DConditionModel, trainable: Trainable, seed: int) -> list[Parameter]:
@@ -50,6 +64,7 @@ def prepare(network: UNet2DConditionModel, trainable: Trainable, seed: int) -> l
 
 def _add_adapter(network: UNet2DConditionModel, lora: LoRA, seed: int) -> None:
     import torch
+    from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
     names = [name for name, _ in network.named_modules()]
@@ -69,6 +84,7 @@ def _add_adapter(network: UNet2DConditionModel, lora: LoRA, seed: int) -> None:
                 init_lora_weights="gaussian",
             )
         )
+    cast_training_params(network, torch.float32)
 
 
 def lora_metadata(network: UNet2DConditionModel) -> dict[str, Any]:

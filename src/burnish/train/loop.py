@@ -142,7 +142,10 @@ def _learn(
     diagnostics = []
     for epoch in range(training.epochs):
         order = randomness.at("shuffle", epoch).permutation(len(rows)).to(policy.device)
-        for index in order.tensor_split(min(training.updates, len(rows))):
+        for drawn in order.tensor_split(min(training.updates, len(rows))):
+            index = (
+                drawn.sort().values
+            )  # neighbours are of one chain, so a microbatch has few prompts
             done = _accumulate(policy, algorithm, rows, index, training, optimizer, state)
             if not diagnostics:
                 _check_first_ratio(done, training.ratio_tolerance, state.iteration)

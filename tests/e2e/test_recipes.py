@@ -1,0 +1,27 @@
+"""The shipped recipes do what their first line says: they learn, on this machine, as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from burnish.config import load_recipe, shipped
+from burnish.experiment import run
+from burnish.folder import RunFolder, lines
+
+RISE = 2.0
+"""Standard deviations of the base model's rewards by which a recipe lifts training and held-out means."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_lifts_training_and_held_out_reward(name, tmp_path):
+    torch.set_num_threads(2)
+    assert run(load_recipe(name), RunFolder(tmp_path), resume=False)
+    recorded = list(lines(tmp_path / "metrics.jsonl"))
+    trained = [line["reward"] for line in recorded[1:]]
+    held_out = [line["held_out"] for line in recorded if "held_out" in line]
+    for first, last in ((trained[0], trained[-1]), (held_out[0], held_out[-1])):
+        assert last["mean"] >= first["mean"] + RISE * first["std"]
+    assert held_out[-1]["blank"] == 0
+    assert held_out[-1]["diversity"] > 0.25 * held_out[0]["diversity"]
