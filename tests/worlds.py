@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from burnish import schedules
 from burnish.kernels import Kernel, kernel
 from burnish.models.linear import Linear
 from burnish.policy import Policy
 from burnish.prompts import Listed, Prompt
+from burnish.randomness import Randomness
 from burnish.rollout import Samples
 from burnish.samplers.ddim import DDIM
-from burnish.schedules import DiffusionSchedule, from_velocity, scaled_linear, trailing
+from burnish.schedules import DiffusionSchedule, scaled_linear, trailing
 
 ALPHA_BAR = scaled_linear()
 ENDS_NOISY = DiffusionSchedule(alpha_bar=ALPHA_BAR, final_alpha_bar=float(ALPHA_BAR[0]), offset=1)
@@ -23,7 +25,7 @@ ENDS_CLEAN = DiffusionSchedule(alpha_bar=ALPHA_BAR, final_alpha_bar=1.0)
 """The last step ends in clean data and has no density."""
 COARSE = DiffusionSchedule(alpha_bar=ALPHA_BAR, final_alpha_bar=0.9, spacing=trailing)
 """Wide last steps, so that policy gradients have small standard errors."""
-VELOCITY = replace(ENDS_NOISY, prediction=from_velocity)
+VELOCITY = replace(ENDS_NOISY, parameterisation=schedules.VELOCITY)
 """For networks that are not trained: their states stay near 1, as a trained network's do."""
 
 PROMPTS = Listed(("a cat", "a dog", "a bird"))
@@ -49,6 +51,20 @@ def nearness(target: Sequence[float]) -> Callable[[Samples], Tensor]:
         return -(samples.media.flatten(1) - torch.tensor(target)).square().sum(1)
 
     return near
+
+
+@dataclass(frozen=True)
+class Always:
+    """The same prompts at every draw, in their order, as often as it takes."""
+
+    asked: Sequence[Prompt]
+
+    def draw(self, count: int, randomness: Randomness) -> list[Prompt]:
+        del randomness
+        return [self.asked[i % len(self.asked)] for i in range(count)]
+
+    def held_out(self, count: int) -> list[Prompt]:
+        return list(self.asked[:count])
 
 
 class Network(nn.Module):
@@ -93,7 +109,7 @@ class Window:
     def on(self, schedule: DiffusionSchedule) -> Kernel:
         full = DDIM(num_steps=self.num_steps).on(schedule)
         kept = torch.tensor([step in self.steps for step in range(self.num_steps)])
-        names = ("times", "signal", "sigma", "clean", "noise", "prediction")
+        names = ("times", "signal", "sigma", "clean", "noise", "parameterisation")
         tables = {name: getattr(full, name) for name in names}
         return kernel(**tables, std=torch.where(kept, full.std, 0.0))
 

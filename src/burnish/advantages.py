@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -44,12 +45,9 @@ def per_prompt(
 
     Returns the advantages and the new buffers. The new rewards enter the buffer before it is read.
     """
-    groups: dict[str, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(index)
     updated = {prompt: list(values) for prompt, values in buffers.items()}
     advantages = torch.empty_like(rewards)
-    for prompt, indices in groups.items():
+    for prompt, indices in _grouped(prompts).items():
         own = rewards[indices]
         updated[prompt] = [*updated.get(prompt, []), *own.tolist()][-size:]
         known = updated[prompt]
@@ -57,3 +55,59 @@ def per_prompt(
         reference = torch.tensor(known, dtype=torch.float64) if enough else rewards
         advantages[indices] = standardise(own, reference)
     return advantages, updated
+
+
+def group_relative(rewards: Rewards, size: int, spread: Literal["group", "global"]) -> Rewards:
+    """Deviations from the mean of each group of `size` neighbours, divided by a standard deviation (GRPO).
+
+    spread: `group` divides by the group's own (population form), `global` by that of all deviations. A
+        group without spread has advantage 0.
+    """
+    groups = rewards.double().reshape(-1, size)
+    if spread == "group":
+        return torch.cat([standardise(group, group) for group in groups]).to(rewards.dtype)
+    deviation = groups - groups.mean(dim=1, keepdim=True)
+    scale = deviation.square().mean().sqrt()
+    if scale <= 1e-7 * groups.abs().max().clamp(min=1e-30):
+        return torch.zeros_like(rewards)
+    return (deviation / scale).flatten().to(rewards.dtype)
+
+
+def without_spread(rewards: Rewards, size: int) -> list[int]:
+    """The groups of `size` neighbours whose rewards are all the same: they carry no signal."""
+    groups = rewards.double().reshape(-1, size)
+    return [i for i, group in enumerate(groups) if not standardise(group, group).any()]
+
+
+def softmax_weights(rewards: Rewards, groups: Sequence[str], temperature: float) -> Rewards:
+    """exp(reward / temperature), normalised to mean 1 within each group (Black et al. 2023, eq. 5).
+
+    groups: one a reward; those of the same text are normalised together
+    temperature: > 0, in the reward's unit after standardisation within the group
+    """
+    weights = torch.empty_like(rewards)
+    for indices in _grouped(groups).values():
+        scores = standardise(rewards[indices], rewards[indices]) / temperature
+        weights[indices] = scores.softmax(0) * len(indices)
+    return weights
+
+
+def top_fraction(rewards: Rewards, groups: Sequence[str], fraction: float) -> Rewards:
+    """1 for the best `fraction` of each group, else 0; ties at the boundary are all in.
+
+    fraction: in (0, 1]; at least one of a group is in
+    """
+    weights = torch.zeros_like(rewards)
+    for indices in _grouped(groups).values():
+        own = rewards[indices]
+        count = max(1, round(fraction * len(indices)))
+        weights[indices] = (own >= own.topk(count).values[-1]).to(weights.dtype)
+    return weights
+
+
+def _grouped(keys: Sequence[str]) -> dict[str, list[int]]:
+    """The places of each key, in order."""
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return groups

@@ -20,7 +20,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from burnish.algorithms.awm import AWM
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
+from burnish.algorithms.dpo import D3PO, DPO
+from burnish.algorithms.dpok import DPOK
+from burnish.algorithms.grpo import GRPO
+from burnish.algorithms.nft import NFT
+from burnish.algorithms.rwr import RWR, RWRSparse
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
@@ -91,7 +97,9 @@ class Recipe:
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: DDIM | DDPM = field(default_factory=DDIM)
-    algorithm: DDPOIS | DDPOSF = field(default_factory=DDPOIS)
+    algorithm: DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | D3PO = field(
+        default_factory=DDPOIS
+    )
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -111,6 +119,14 @@ class Recipe:
 
 
 NAMES: Mapping[type, str] = {
+    AWM: "awm",
+    D3PO: "d3po",
+    DPO: "dpo",
+    DPOK: "dpok",
+    GRPO: "grpo",
+    NFT: "nft",
+    RWR: "rwr",
+    RWRSparse: "rwr-sparse",
     Compressibility: "compressibility",
     DDIM: "ddim",
     DDPM: "ddpm",

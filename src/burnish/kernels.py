@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.schedules import Prediction
+from burnish.schedules import Parameterisation
 from burnish.transitions import Gaussian
 
 
@@ -34,7 +34,7 @@ class Kernel:
     clean: Float[Tensor, " steps"]
     noise: Float[Tensor, " steps"]
     std: Float[Tensor, " steps"]
-    prediction: Prediction
+    parameterisation: Parameterisation
     stochastic: tuple[int, ...]
 
     @property
@@ -57,7 +57,7 @@ class Kernel:
         def at(table: Tensor) -> Tensor:
             return table[step].to(torch.float32).reshape(-1, *[1] * (x.ndim - 1))
 
-        x0, e = self.prediction(x, prediction, at(self.signal), at(self.sigma))
+        x0, e = self.parameterisation.estimate(x, prediction, at(self.signal), at(self.sigma))
         mean = at(self.clean) * x0 + at(self.noise) * e
         return Gaussian(mean, self.std[step].to(torch.float32))
 
@@ -75,7 +75,7 @@ def kernel(
     clean: Tensor,
     noise: Tensor,
     std: Tensor,
-    prediction: Prediction,
+    parameterisation: Parameterisation,
 ) -> Kernel:
     """A `Kernel` whose `stochastic` steps are those with a variance."""
     return Kernel(
@@ -85,6 +85,6 @@ def kernel(
         clean=clean,
         noise=noise,
         std=std,
-        prediction=prediction,
+        parameterisation=parameterisation,
         stochastic=tuple(torch.nonzero(std > 0).flatten().tolist()),
     )

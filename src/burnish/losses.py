@@ -6,10 +6,12 @@ Each returns the rows' losses, whose mean is minimised, and the rows' diagnostic
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 Rows = Float[Tensor, " rows"]
+Event = Float[Tensor, "rows *event"]
 
 
 def score_function(
@@ -48,6 +50,66 @@ def clipped_ratio(
     rows = _ratio_rows((log_prob - old_log_prob).detach(), event_size)
     outside = (ratio.detach() - 1).abs() > clip
     return loss, {**rows, "clip_fraction": outside.float()}
+
+
+def weighted_denoising(error: Rows, weight: Rows) -> tuple[Rows, dict[str, Tensor]]:
+    """`weight * error`: reward-weighted regression (Lee et al. 2023, eq. 5).
+
+    error: squared error of each row, mean over the event, >= 0; carries the gradient
+    weight: >= 0, treated as a constant
+    """
+    return weight.detach() * error, {"denoising_error": error.detach()}
+
+
+def optimality(advantage: Rows, clip: float) -> Rows:
+    """0.5 + 0.5 * advantage / clip, within [0, 1]: how likely a sample is good (DiffusionNFT, eq. 2)."""
+    return 0.5 + 0.5 * (advantage / clip).clamp(-1, 1)
+
+
+def negative_aware(
+    new: Event, old: Event, x0: Event, optimality: Rows, strength: float
+) -> tuple[Rows, dict[str, Tensor]]:
+    """DiffusionNFT (Zheng et al. 2025, eq. 5), on estimates of the clean sample.
+
+    With x+ = (1 - b) old + b new and x- = (1 + b) old - b new, where b = `strength`, the loss is
+    r |x+ - x0|^2 + (1 - r) |x- - x0|^2, each term divided by the detached mean |x - x0| of its row. Every
+    parameterisation is linear in its estimate, so this is the paper's loss on velocities but for that
+    division, which is the paper's too.
+
+    new, old: estimates of x0 by the policy and by the old policy; `new` carries the gradient
+    optimality: r in [0, 1], treated as a constant
+    """
+    r, old = optimality.detach(), old.detach()
+    positive = _self_normalised((1 - strength) * old + strength * new - x0)
+    negative = _self_normalised((1 + strength) * old - strength * new - x0)
+    change = (new.detach() - old).square().flatten(1).mean(1)
+    return r * positive + (1 - r) * negative, {"change_from_old": change}
+
+
+def _self_normalised(error: Event) -> Rows:
+    """Mean square of each row over its own detached mean absolute value."""
+    size = error.detach().abs().flatten(1).mean(1).clamp(min=1e-5)
+    return error.square().flatten(1).mean(1) / size
+
+
+def preference(chosen: Rows, rejected: Rows, beta: float) -> tuple[Rows, dict[str, Tensor]]:
+    """-log sigmoid(beta (chosen - rejected)) (Rafailov et al. 2023, eq. 7).
+
+    chosen, rejected: how much likelier each is under the policy than under the reference (log-ratios, or
+        falls of the denoising error); they carry the gradient. Nothing is clamped, so no gradient dies.
+    """
+    margin = beta * (chosen - rejected)
+    correct = (margin.detach() > 0).float()
+    return -F.logsigmoid(margin), {"margin": margin.detach(), "preferred": correct}
+
+
+def divergence_penalty(kl: Rows, event_size: int, weight: float) -> tuple[Rows, dict[str, Tensor]]:
+    """`weight * KL(policy || reference)` on one denoising step (Fan et al. 2023, eq. 8; Flow-GRPO, eq. 9).
+
+    kl: nats, summed over the event, >= 0; carries the gradient
+    event_size: as in the policy gradients, which are divided by it too; so `weight` is in advantages a nat
+    """
+    return weight * kl / event_size, {"kl_to_reference": kl.detach()}
 
 
 def _ratio_rows(log_ratio: Tensor, event_size: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from burnish.kernels import Kernel
-from burnish.schedules import DiffusionSchedule
+from burnish.schedules import Schedule
 from burnish.transitions import Gaussian
 
 Cond = Mapping[str, Tensor]
@@ -34,7 +34,7 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def schedule(self) -> DiffusionSchedule:
+    def schedule(self) -> Schedule:
         """The noise schedule that the model was trained with."""
         ...
 
@@ -67,7 +67,9 @@ class Sampler(Protocol):
         """True if no step has a density, whatever the schedule."""
         ...
 
-    def on(self, schedule: DiffusionSchedule) -> Kernel: ...
+    def on(self, schedule: Any) -> Kernel:
+        """Raises ValueError for a schedule of another family (diffusion, flow)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

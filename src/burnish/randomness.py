@@ -46,5 +46,11 @@ class Randomness:
         rows = [torch.randn(*shape, generator=self.at(index).generator()) for index in indices]
         return torch.stack(rows) if rows else torch.empty(0, *shape)
 
+    def uniform(self, indices: Sequence[int]) -> Float[Tensor, " indices"]:
+        """float64 numbers in [0, 1); number i depends on the address and on `indices[i]` only."""
+        return torch.tensor(
+            [self.at(index).python().random() for index in indices], dtype=torch.float64
+        )
+
     def permutation(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator())

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.lanes import side_by_side
-from burnish.policy import Cond, Policy
+from burnish.policy import Cond, Policy, take
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
 
@@ -35,6 +35,22 @@ class Samples:
     def __getitem__(self, index: slice) -> Samples:
         return Samples(self.media[index], self.prompts[index], self.metadata[index])
 
+    def pick(self, index: Sequence[int]) -> Samples:
+        """The samples at these places, in this order."""
+        return Samples(
+            self.media[list(index)],
+            tuple(self.prompts[i] for i in index),
+            tuple(self.metadata[i] for i in index),
+        )
+
+
+def join_samples(parts: Sequence[Samples]) -> Samples:
+    return Samples(
+        torch.cat([part.media for part in parts]),
+        tuple(prompt for part in parts for prompt in part.prompts),
+        tuple(known for part in parts for known in part.metadata),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
@@ -55,6 +71,23 @@ class Trajectory:
     def x0(self) -> Tensor:
         return self.states[-1]
 
+    def chains(self, places: Sequence[int]) -> Trajectory:
+        """The chains at these places, in this order."""
+        index = torch.tensor(places, device=self.states.device)
+        return Trajectory(
+            self.states[:, index], self.log_prob[:, index], self.steps, take(self.cond, index)
+        )
+
+
+def join(parts: Sequence[Trajectory]) -> Trajectory:
+    """The chains of several trajectories of one sampler, one after another."""
+    return Trajectory(
+        states=torch.cat([part.states for part in parts], dim=1),
+        log_prob=torch.cat([part.log_prob for part in parts], dim=1),
+        steps=parts[0].steps,
+        cond={name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond},
+    )
+
 
 def rollout(
     policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, batch: int
@@ -69,13 +102,7 @@ def rollout(
         return _chains(policy, prompts[start : start + batch], randomness, start)
 
     starts = range(0, len(prompts), batch)
-    chunks = list(side_by_side(chains, starts, policy.device))
-    return Trajectory(
-        states=torch.cat([chunk.states for chunk in chunks], dim=1),
-        log_prob=torch.cat([chunk.log_prob for chunk in chunks], dim=1),
-        steps=policy.kernel.stochastic,
-        cond={name: torch.cat([chunk.cond[name] for chunk in chunks]) for name in chunks[0].cond},
-    )
+    return join(list(side_by_side(chains, starts, policy.device)))
 
 
 @torch.no_grad()

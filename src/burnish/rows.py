@@ -1,17 +1,23 @@
-"""What one row of a minibatch is: index views of a collection, not copies."""
+"""What one row of a minibatch is: index views of a collection, not copies.
+
+All rows have `recorded` tensors, whose first axis is the rows: what the collecting policy, or a reference,
+said of each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.policy import Cond, Policy, take
+from burnish.randomness import Randomness
 from burnish.rollout import Trajectory
+from burnish.transitions import Gaussian
 
 
 class Rows(Protocol):
@@ -36,12 +42,18 @@ class Transitions:
     advantages: Float[Tensor, " batch"]
     position: Int[Tensor, " rows"]
     sample: Int[Tensor, " rows"]
+    recorded: Cond = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def __getitem__(self, index: Tensor) -> Transitions:
-        return replace(self, position=self.position[index], sample=self.sample[index])
+        return replace(
+            self,
+            position=self.position[index],
+            sample=self.sample[index],
+            recorded=take(self.recorded, index),
+        )
 
     @property
     def step(self) -> Int[Tensor, " rows"]:
@@ -77,12 +89,17 @@ class Transitions:
         return take(self.trajectory.cond, self.sample)
 
 
-def log_prob(policy: Policy, rows: Transitions) -> Float[Tensor, " rows"]:
-    """Nats, summed over the event, of each row's step under `policy`; carries the gradient.
+def transition(policy: Policy, rows: Transitions) -> Gaussian:
+    """Distribution of the next state at each row, under `policy`; carries the gradient.
 
     Rows at different steps are one batch of the network.
     """
-    return policy.transition(rows.step, rows.x, rows.cond).log_prob(rows.x_next)
+    return policy.transition(rows.step, rows.x, rows.cond)
+
+
+def log_prob(policy: Policy, rows: Transitions) -> Float[Tensor, " rows"]:
+    """Nats, summed over the event, of each row's step under `policy`; carries the gradient."""
+    return transition(policy, rows).log_prob(rows.x_next)
 
 
 def transitions(
@@ -107,3 +124,130 @@ def transitions(
         position=positions.repeat(batch),
         sample=torch.arange(batch, device=device).repeat_interleave(len(steps)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Clean samples to be noised anew: `draws` rows a sample, each at a noise level of its own.
+
+    The levels of a sample's rows are spread evenly over the times that the model was trained on. Levels and
+    noise are addressed by the row, so they are the same whatever the batches are.
+
+    x0: clean states; cond: their conditioning
+    weight: one a sample: a weight, an advantage, an optimality
+    id: sample * draws + draw, one a row
+    """
+
+    x0: Float[Tensor, "batch *event"]
+    cond: Cond
+    weight: Float[Tensor, " batch"]
+    draws: int
+    randomness: Randomness
+    id: Int[Tensor, " rows"]
+    recorded: Cond = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def __getitem__(self, index: Tensor) -> Endpoints:
+        return replace(self, id=self.id[index], recorded=take(self.recorded, index))
+
+    @property
+    def sample(self) -> Int[Tensor, " rows"]:
+        return self.id // self.draws
+
+    @property
+    def quantile(self) -> Float[Tensor, " rows"]:
+        """Of the row's noise level among all times, from data to noise, in [0, 1); float64."""
+        chance = self.randomness.at("level").uniform(self.id.tolist()).to(self.id.device)
+        return (self.id % self.draws + chance) / self.draws
+
+    @property
+    def key(self) -> Int[Tensor, " rows"]:
+        """Tenth of the noise levels, counted from noise."""
+        return 9 - (self.quantile * 10).long()
+
+
+def endpoints(
+    x0: Float[Tensor, "batch *event"],
+    cond: Cond,
+    weight: Float[Tensor, " batch"],
+    *,
+    draws: int,
+    randomness: Randomness,
+) -> Endpoints:
+    """`draws` rows of every sample, sample by sample."""
+    number = torch.arange(len(x0) * draws, device=x0.device)
+    return Endpoints(x0, cond, weight.to(x0.device), draws, randomness, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Rows of clean samples at their noise levels, and what a perfect network says of them."""
+
+    x: Float[Tensor, "rows *event"]
+    time: Tensor
+    cond: Cond
+    target: Float[Tensor, "rows *event"]
+    x0: Float[Tensor, "rows *event"]
+    signal: Float[Tensor, " rows"]
+    sigma: Float[Tensor, " rows"]
+
+
+def noised(policy: Policy, rows: Endpoints) -> Noised:
+    """x = signal x0 + sigma e for each row, float32."""
+    schedule = policy.denoiser.schedule
+    level = schedule.level(rows.quantile)
+    x0 = rows.x0[rows.sample].float()
+    e = rows.randomness.at("noise").normal(rows.id.tolist(), x0.shape[1:]).to(x0.device)
+    signal, sigma = (
+        table.float().reshape(-1, *[1] * (x0.ndim - 1)) for table in (level.signal, level.sigma)
+    )
+    return Noised(
+        x=(signal * x0 + sigma * e).to(policy.storage),
+        time=level.time,
+        cond=take(rows.cond, rows.sample),
+        target=schedule.parameterisation.target(x0, e, signal, sigma),
+        x0=x0,
+        signal=signal.flatten(),
+        sigma=sigma.flatten(),
+    )
+
+
+def predict(policy: Policy, at: Noised) -> Float[Tensor, "rows *event"]:
+    """The network's output, float32; carries the gradient."""
+    return policy.denoiser.predict(at.x, at.time, at.cond).float()
+
+
+def clean_estimate(policy: Policy, at: Noised, output: Tensor) -> Float[Tensor, "rows *event"]:
+    """The clean sample that a network's output stands for."""
+    signal, sigma = (each.reshape(-1, *[1] * (output.ndim - 1)) for each in (at.signal, at.sigma))
+    return policy.denoiser.schedule.parameterisation.estimate(at.x.float(), output, signal, sigma)[
+        0
+    ]
+
+
+def squared_error(output: Tensor, target: Tensor) -> Float[Tensor, " rows"]:
+    """Mean over event dimensions, one a row, >= 0."""
+    return (output - target).square().flatten(1).mean(1)
+
+
+P = TypeVar("P", bound=Rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs(Generic[P]):
+    """Two rows of one prompt each: one that was preferred, and one that was not."""
+
+    chosen: P
+    rejected: P
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Tensor) -> Pairs[P]:
+        return Pairs(self.chosen[index], self.rejected[index])
+
+    @property
+    def key(self) -> Tensor:
+        return self.chosen.key

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-Prediction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x, network output, signal, sigma) -> (x0_hat, e_hat)."""
 
 
 def from_epsilon(x: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,10 +32,32 @@ def from_sample(x: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> tup
     return output, (x - signal * output) / sigma
 
 
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": from_epsilon,
-    "v_prediction": from_velocity,
-    "sample": from_sample,
+def from_flow(x: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The network predicts v = e - x0 (Lipman et al. 2022; Liu et al. 2022); signal + sigma = 1."""
+    return x - sigma * output, x + signal * output
+
+
+@dataclass(frozen=True, slots=True)
+class Parameterisation:
+    """What a network's output means.
+
+    estimate: (x, output, signal, sigma) -> (x0_hat, e_hat)
+    target: (x0, e, signal, sigma) -> the output that a perfect network gives
+    """
+
+    estimate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+EPSILON = Parameterisation(from_epsilon, lambda x0, e, signal, sigma: e)
+VELOCITY = Parameterisation(from_velocity, lambda x0, e, signal, sigma: signal * e - sigma * x0)
+SAMPLE = Parameterisation(from_sample, lambda x0, e, signal, sigma: x0)
+FLOW = Parameterisation(from_flow, lambda x0, e, signal, sigma: e - x0)
+
+PARAMETERISATIONS: dict[str, Parameterisation] = {
+    "epsilon": EPSILON,
+    "v_prediction": VELOCITY,
+    "sample": SAMPLE,
 }
 """By the name that a diffusers scheduler's `prediction_type` gives it."""
 
@@ -76,6 +96,27 @@ class Grid:
     next_alpha_bar: Float[Tensor, " steps"]
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Noise levels of a batch: what the network is fed, and x = signal x0 + sigma e (float64)."""
+
+    time: Tensor
+    signal: Float[Tensor, " batch"]
+    sigma: Float[Tensor, " batch"]
+
+
+class Schedule(Protocol):
+    """What a model was trained with. A sampler asks for the class whose grid it can walk."""
+
+    @property
+    def parameterisation(self) -> Parameterisation: ...
+
+    def level(self, quantile: Float[Tensor, " batch"]) -> Level:
+        """The level at a quantile in [0, 1) of the times, from data to noise: uniform quantiles are the
+        levels that the model was trained on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionSchedule:
     """A variance-preserving schedule over `num_train` discrete times.
@@ -83,16 +124,21 @@ class DiffusionSchedule:
     alpha_bar: cumulative product of 1 - beta, falling, in (0, 1)
     final_alpha_bar: abar after the last step; 1 means that the last step ends in clean data, so its
         DDIM variance is 0 and it has no density (`set_alpha_to_one` in diffusers)
-    prediction: how the network's output is read
+    parameterisation: what the network's output means
     spacing: how a sampler's times are spread (a function of this module)
     offset: added to each time of the leading spacing (`steps_offset` in diffusers)
     """
 
     alpha_bar: Float[Tensor, " num_train"]
     final_alpha_bar: float
-    prediction: Prediction = from_epsilon
+    parameterisation: Parameterisation = EPSILON
     spacing: Callable[[int, int, int], Tensor] = leading
     offset: int = 0
+
+    def level(self, quantile: Float[Tensor, " batch"]) -> Level:
+        alpha_bar = self.alpha_bar.to(quantile.device)
+        time = (quantile * len(alpha_bar)).long()
+        return Level(time, alpha_bar[time].sqrt(), (1 - alpha_bar[time]).sqrt())
 
     def grid(self, num_steps: int) -> Grid:
         """Times and abar for `num_steps` steps; the same table as diffusers' `DDIMScheduler`.

@@ -14,7 +14,7 @@ from worlds import ENDS_CLEAN, ENDS_NOISY
 from burnish.kernels import Kernel
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
-from burnish.schedules import PREDICTIONS, SPACINGS, DiffusionSchedule, scaled_linear
+from burnish.schedules import PARAMETERISATIONS, SPACINGS, DiffusionSchedule, scaled_linear
 
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -40,7 +40,7 @@ def schedule_of(scheduler, final_alpha_bar: float) -> DiffusionSchedule:
     return DiffusionSchedule(
         alpha_bar=scheduler.alphas_cumprod.double(),
         final_alpha_bar=final_alpha_bar,
-        prediction=PREDICTIONS[scheduler.config.prediction_type],
+        parameterisation=PARAMETERISATIONS[scheduler.config.prediction_type],
         spacing=SPACINGS[scheduler.config.timestep_spacing],
         offset=scheduler.config.steps_offset,
     )

@@ -8,6 +8,7 @@ from torch import nn
 from worlds import PROMPTS, Network, linear, nearness
 
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
+from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
 from burnish.reward import RewardError
@@ -131,14 +132,8 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_rows(microbatch):
     model = linear()
     root = Randomness(0).at("iteration", 0)
     policy = Policy(model, DDIM(num_steps=STEPS))
-    collection = algorithm.collect(
-        policy,
-        PROMPTS.draw(16, root.at("prompts")),
-        NEARNESS,
-        memory={},
-        randomness=root,
-        batch=16,
-    )
+    task = Task(policy, PROMPTS, NEARNESS, samples=16, batch=16)
+    collection = algorithm.collect(task, memory={}, randomness=root)
     loss, _ = algorithm.loss(policy, collection.rows)
     loss.mean().backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()

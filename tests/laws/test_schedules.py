@@ -11,11 +11,12 @@ from worlds import ALPHA_BAR, ENDS_CLEAN, ENDS_NOISY
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.schedules import (
+    EPSILON,
+    FLOW,
+    SAMPLE,
     SPACINGS,
+    VELOCITY,
     DiffusionSchedule,
-    from_epsilon,
-    from_sample,
-    from_velocity,
     leading,
     linspace,
     scaled_linear,
@@ -29,13 +30,31 @@ def test_every_prediction_type_tells_the_clean_sample_from_the_noise(alpha_bar, 
     x0, e = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64).unbind()
     signal, sigma = (torch.tensor(value).double().sqrt() for value in (alpha_bar, 1 - alpha_bar))
     x = signal * x0 + sigma * e
-    for read, output in (
-        (from_epsilon, e),
-        (from_velocity, signal * e - sigma * x0),
-        (from_sample, x0),
+    for meaning, output in (
+        (EPSILON, e),
+        (VELOCITY, signal * e - sigma * x0),
+        (SAMPLE, x0),
     ):
-        found = read(x, output, signal, sigma)
+        found = meaning.estimate(x, output, signal, sigma)
         torch.testing.assert_close(found, (x0, e), rtol=1e-6, atol=1e-6)
+        assert torch.equal(meaning.target(x0, e, signal, sigma), output)
+
+
+@given(st.floats(0.01, 0.99), st.integers(0, 1000))
+def test_a_flow_velocity_tells_the_clean_sample_from_the_noise(sigma, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x0, e = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64).unbind()
+    t = torch.tensor(sigma).double()
+    x = (1 - t) * x0 + t * e
+    assert torch.equal(FLOW.target(x0, e, 1 - t, t), e - x0)
+    torch.testing.assert_close(FLOW.estimate(x, e - x0, 1 - t, t), (x0, e))
+
+
+def test_levels_are_the_models_own_times():
+    level = ENDS_NOISY.level(torch.tensor([0.0, 0.4999, 0.9999], dtype=torch.float64))
+    assert level.time.tolist() == [0, 499, 999]
+    assert torch.equal(level.signal, ENDS_NOISY.alpha_bar[[0, 499, 999]].sqrt())
+    torch.testing.assert_close(level.signal.square() + level.sigma.square(), torch.ones(3).double())
 
 
 def test_grids_by_hand():

@@ -86,7 +86,7 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
         (["--training.samples", "2.5"], "training.samples", "integer"),
         (["--training.samples", "0"], "training.samples", "at least 1"),
         (["--training", "5"], "training", "table"),
-        (["--algorithm.name", "dpo"], "algorithm.name", "ddpo-sf"),
+        (["--algorithm.name", "ddposf"], "algorithm.name", "ddpo-sf"),
         (["--algorithm.clip", "2"], "algorithm.clip", "between 0 and 1"),
         (["--algorithm.train_steps", "[99]"], "train_steps", "num_steps"),
         (["--algorithm.train_steps", "99"], "train_steps", "num_steps"),

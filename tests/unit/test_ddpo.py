@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from worlds import ENDS_CLEAN, linear, prompts
+from worlds import ENDS_CLEAN, Always, linear, prompts
 
 from burnish.advantages import whole_batch
-from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch, chosen_steps
+from burnish.algorithms.chains import chosen_steps
+from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
+from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
 from burnish.samplers.ddim import DDIM
@@ -25,14 +27,9 @@ FOUR = scripted(1.0, 2.0, 4.0, 8.0)
 
 
 def collected(algorithm, reward=FOUR, memory=None, policy=None, seed=0):
-    return algorithm.collect(
-        policy or Policy(linear(), DDIM(num_steps=5)),
-        ASKED,
-        reward,
-        memory=memory or {},
-        randomness=Randomness(seed),
-        batch=3,
-    )
+    policy = policy or Policy(linear(), DDIM(num_steps=5))
+    task = Task(policy, Always(ASKED), reward, samples=len(ASKED), batch=3)
+    return algorithm.collect(task, memory=memory or {}, randomness=Randomness(seed))
 
 
 def test_all_steps_with_a_density_are_trained_by_default():

@@ -6,23 +6,23 @@ policy, never a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from burnish.experience import Task
     from burnish.policy import Policy
-    from burnish.prompts import Prompt
     from burnish.randomness import Randomness
-    from burnish.reward import Reward
     from burnish.rollout import Samples
     from burnish.rows import Rows
 
 R = TypeVar("R", bound="Rows")
 Memory = Mapping[str, Any]
-"""What an algorithm carries from one iteration to the next, as JSON values; {} at the start."""
+"""What an algorithm carries from one iteration to the next; {} at the start. JSON values, and lists of
+tensors for weights, such as those of a reference policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Collection(Generic[R]):
     rows: to learn from
     samples: finished samples, one a prompt
     rewards: raw, one a sample, float32
+    queries: rewards asked for; more than there are samples, if some were drawn and dropped
     memory: for the next iteration; the one that was passed in is not changed
     metrics: numbers to log
     """
@@ -39,6 +40,7 @@ class Collection(Generic[R]):
     rows: R
     samples: Samples
     rewards: Tensor
+    queries: int
     memory: Memory
     metrics: Mapping[str, float]
 
@@ -49,16 +51,17 @@ class Algorithm(Protocol[R]):
     needs_density: ClassVar[bool]
     """True if it learns from the densities of the sampler's steps."""
 
-    def collect(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        reward: Reward,
-        *,
-        memory: Memory,
-        randomness: Randomness,
-        batch: int,
-    ) -> Collection[R]:
+    @property
+    def train_steps(self) -> int | tuple[int, ...] | None:
+        """Which denoising steps are trained; None for all, or for an algorithm that looks at none."""
+        ...
+
+    @property
+    def group_size(self) -> int:
+        """Samples drawn of each prompt; an iteration's samples are a multiple of it."""
+        ...
+
+    def collect(self, task: Task, *, memory: Memory, randomness: Randomness) -> Collection[R]:
         """Act: draw samples, ask for their rewards, and prepare rows to learn from."""
         ...
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from burnish import advantages, experience, losses, rows
-from burnish.algorithms import Collection, Memory
+from burnish.algorithms import Collection, Memory, chains
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from burnish.experience import Task
     from burnish.policy import Policy
-    from burnish.prompts import Prompt
     from burnish.randomness import Randomness
-    from burnish.reward import Reward
 
 
 class Baseline(Protocol):
@@ -75,6 +74,7 @@ class DDPOIS:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    group_size = 1
 
     clip: float = 1e-4
     """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in the paper."""
@@ -82,38 +82,24 @@ class DDPOIS:
     """Advantages are clipped to +- this; 5 in the paper's PyTorch code, 10 in its JAX code."""
     baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
     """How rewards become advantages."""
-    train_steps: int | tuple[int, ...] | None = None
+    train_steps: chains.TrainSteps = None
     """Which denoising steps are trained: all that have a density, so many drawn anew each
     iteration, or those listed (counted from noise)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < 1:
             raise ValueError(f"clip = {self.clip}, expected a number between 0 and 1")
-        _check(self.advantage_clip, self.train_steps)
+        chains.check(self.advantage_clip, self.train_steps)
 
     def collect(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        reward: Reward,
-        *,
-        memory: Memory,
-        randomness: Randomness,
-        batch: int,
+        self, task: Task, *, memory: Memory, randomness: Randomness
     ) -> Collection[rows.Transitions]:
-        acted = experience.act(policy, prompts, reward, randomness=randomness, batch=batch)
-        return _learnable(acted, self, memory, randomness)
+        return collect(self, task, memory, randomness)
 
     def loss(
         self, policy: Policy, minibatch: rows.Transitions
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return losses.clipped_ratio(
-            rows.log_prob(policy, minibatch),
-            minibatch.old_log_prob,
-            minibatch.advantage,
-            event_size=minibatch.event_size,
-            clip=self.clip,
-        )
+        return chains.clipped_loss(policy, minibatch, clip=self.clip, kl=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,30 +111,23 @@ class DDPOSF:
 
     on_policy: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
+    group_size = 1
 
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this; 5 in the paper's PyTorch code, 10 in its JAX code."""
     baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
     """How rewards become advantages."""
-    train_steps: int | tuple[int, ...] | None = None
+    train_steps: chains.TrainSteps = None
     """Which denoising steps are trained: all that have a density, so many drawn anew each
     iteration, or those listed (counted from noise)."""
 
     def __post_init__(self) -> None:
-        _check(self.advantage_clip, self.train_steps)
+        chains.check(self.advantage_clip, self.train_steps)
 
     def collect(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        reward: Reward,
-        *,
-        memory: Memory,
-        randomness: Randomness,
-        batch: int,
+        self, task: Task, *, memory: Memory, randomness: Randomness
     ) -> Collection[rows.Transitions]:
-        acted = experience.act(policy, prompts, reward, randomness=randomness, batch=batch)
-        return _learnable(acted, self, memory, randomness)
+        return collect(self, task, memory, randomness)
 
     def loss(
         self, policy: Policy, minibatch: rows.Transitions
@@ -161,46 +140,29 @@ class DDPOSF:
         )
 
 
-def _learnable(
-    acted: experience.Experience, settings: DDPOIS | DDPOSF, memory: Memory, randomness: Randomness
+class Settings(Protocol):
+    """What `collect` asks of an algorithm."""
+
+    @property
+    def advantage_clip(self) -> float: ...
+    @property
+    def baseline(self) -> Baseline: ...
+    @property
+    def train_steps(self) -> chains.TrainSteps: ...
+
+
+def collect(
+    settings: Settings, task: Task, memory: Memory, randomness: Randomness
 ) -> Collection[rows.Transitions]:
+    """One chain a prompt, its advantage by the baseline."""
+    prompts = task.prompts.draw(task.samples, randomness.at("prompts"))
+    acted = experience.act(task, prompts, randomness)
     advantage, memory = settings.baseline.advantages(acted.rewards, acted.samples.prompts, memory)
-    clipped = advantage.clamp(-settings.advantage_clip, settings.advantage_clip)
-    steps = chosen_steps(acted.trajectory.steps, settings.train_steps, randomness.at("steps"))
-    return Collection(
-        rows=rows.transitions(acted.trajectory, clipped, steps),
-        samples=acted.samples,
-        rewards=acted.rewards,
-        memory=memory,
-        metrics={"advantage_clipped": (advantage != clipped).float().mean().item()},
+    return chains.collection(
+        acted,
+        advantage,
+        memory,
+        advantage_clip=settings.advantage_clip,
+        train_steps=settings.train_steps,
+        randomness=randomness,
     )
-
-
-def chosen_steps(
-    stochastic: Sequence[int], asked: int | Sequence[int] | None, randomness: Randomness
-) -> list[int]:
-    """The denoising steps to train on, out of those that have a density.
-
-    Raises ValueError if the sampler has no such steps, or fewer than asked for.
-    """
-    if not stochastic:
-        raise ValueError(
-            "this sampler is deterministic: no step has a density, so there is no policy gradient. "
-            "Give it noise, for example sampler.eta = 1"
-        )
-    if asked is None:
-        return list(stochastic)
-    if isinstance(asked, int):
-        if asked > len(stochastic):
-            raise ValueError(
-                f"train_steps = {asked}, but only {len(stochastic)} steps have a density"
-            )
-        return sorted(randomness.python().sample(list(stochastic), asked))
-    return list(asked)
-
-
-def _check(advantage_clip: float, train_steps: int | tuple[int, ...] | None) -> None:
-    if advantage_clip <= 0:
-        raise ValueError(f"advantage_clip = {advantage_clip}, expected a positive number")
-    if train_steps == () or (isinstance(train_steps, int) and train_steps < 1):
-        raise ValueError(f"train_steps = {train_steps}, expected at least one step")

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from burnish.models.attention import SharedTextAttention, distinct
 from burnish.models.trainable import Full, Trainable, lora_metadata, prepare
 from burnish.policy import Cond
-from burnish.schedules import PREDICTIONS, SPACINGS, DiffusionSchedule
+from burnish.schedules import PARAMETERISATIONS, SPACINGS, DiffusionSchedule
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -181,7 +181,7 @@ def schedule_of(scheduler: DDIMScheduler) -> DiffusionSchedule:
     return DiffusionSchedule(
         alpha_bar=scheduler.alphas_cumprod.double(),
         final_alpha_bar=float(scheduler.final_alpha_cumprod),
-        prediction=PREDICTIONS[config["prediction_type"]],
+        parameterisation=PARAMETERISATIONS[config["prediction_type"]],
         spacing=SPACINGS[config["timestep_spacing"]],
         offset=config["steps_offset"],
     )

@@ -41,5 +41,5 @@ class DDIM:
             clean=s.sqrt(),
             noise=(1 - s - std.square()).clamp(min=0).sqrt(),
             std=std,
-            prediction=schedule.prediction,
+            parameterisation=schedule.parameterisation,
         )

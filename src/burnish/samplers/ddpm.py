@@ -46,5 +46,5 @@ class DDPM:
             clean=s.sqrt(),
             noise=(1 - s - posterior).clamp(min=0).sqrt(),
             std=std,
-            prediction=schedule.prediction,
+            parameterisation=schedule.parameterisation,
         )

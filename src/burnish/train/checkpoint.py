@@ -17,6 +17,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from burnish.algorithms import Memory
 from burnish.train.state import State
 
 _MANIFEST = "manifest.json"
@@ -82,14 +83,27 @@ def _tensors(state: State) -> dict[str, Tensor]:
         tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
     if state.average is not None:
         tensors |= {f"average.{i}": mean for i, mean in enumerate(state.average)}
+    for name, weights in _weights(state.memory).items():
+        tensors |= {f"memory.{name}.{i}": tensor for i, tensor in enumerate(weights)}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _values(state: State) -> dict[str, Any]:
+    weights = _weights(state.memory)
     return {
         "iteration": state.iteration,
         "queries": state.queries,
-        "memory": state.memory,
+        "memory": {name: value for name, value in state.memory.items() if name not in weights},
+        "weights": {name: len(tensors) for name, tensors in weights.items()},
+    }
+
+
+def _weights(memory: Memory) -> dict[str, list[Tensor]]:
+    """What the algorithm remembers as tensors; all else of its memory is JSON."""
+    return {
+        name: value
+        for name, value in memory.items()
+        if isinstance(value, list) and value and all(isinstance(each, Tensor) for each in value)
     }
 
 
@@ -110,7 +124,11 @@ def _load(state: State, path: Path) -> None:
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.iteration = values["iteration"]
     state.queries = values["queries"]
-    state.memory = values["memory"]
+    device = state.parameters[0].device
+    state.memory = values["memory"] | {
+        name: [tensors[f"memory.{name}.{i}"].to(device) for i in range(count)]
+        for name, count in values["weights"].items()
+    }
 
 
 def _digest(path: Path) -> str:

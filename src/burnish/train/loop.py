@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from burnish.algorithms import Algorithm
+from burnish.experience import Task
 from burnish.lanes import side_by_side
 from burnish.policy import Policy
 from burnish.prompts import PromptSource
@@ -96,19 +97,13 @@ def _iterate(
 ) -> Iteration:
     began = time.perf_counter()
     randomness = Randomness(seed).at("iteration", state.iteration)
-    collection = algorithm.collect(
-        policy,
-        prompts.draw(training.samples, randomness.at("prompts")),
-        reward,
-        memory=state.memory,
-        randomness=randomness,
-        batch=training.sample_batch,
-    )
+    task = Task(policy, prompts, reward, training.samples, training.sample_batch)
+    collection = algorithm.collect(task, memory=state.memory, randomness=randomness)
     collected = time.perf_counter()
     diagnostics = _learn(policy, algorithm, collection.rows, training, optimizer, state, randomness)
     state.memory = collection.memory
     state.iteration += 1
-    state.queries += len(collection.samples)
+    state.queries += collection.queries
     means, by_step = _summary(diagnostics)
     return Iteration(
         number=state.iteration,

@@ -72,6 +72,11 @@ class Training:
 
 def check(algorithm: Algorithm, training: Training) -> None:
     """Raises ValueError if the algorithm is not sound under this geometry."""
+    if training.samples % algorithm.group_size:
+        raise ValueError(
+            f"training.samples = {training.samples} is not a multiple of algorithm.group_size = "
+            f"{algorithm.group_size}: a group is so many samples of one prompt"
+        )
     if algorithm.on_policy and training.epochs * training.updates > 1:
         raise ValueError(
             f"{type(algorithm).__name__} is on-policy: one update an iteration is sound, but "

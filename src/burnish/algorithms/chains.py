@@ -1,0 +1,112 @@
+"""What the policy gradients on denoising chains share: which steps are trained, and on which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from burnish import experience, losses, rows
+from burnish.algorithms import Collection, Memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from burnish.experience import Experience, Task
+    from burnish.policy import Policy
+    from burnish.randomness import Randomness
+
+TrainSteps = int | tuple[int, ...] | None
+"""All steps that have a density, so many drawn anew each iteration, or those listed."""
+
+
+def collection(
+    acted: Experience,
+    advantage: Tensor,
+    memory: Memory,
+    *,
+    advantage_clip: float,
+    train_steps: TrainSteps,
+    randomness: Randomness,
+) -> Collection[rows.Transitions]:
+    """The chosen steps of all chains, each with its chain's advantage, clipped to +- `advantage_clip`."""
+    clipped = advantage.clamp(-advantage_clip, advantage_clip)
+    steps = chosen_steps(acted.trajectory.steps, train_steps, randomness.at("steps"))
+    return Collection(
+        rows=rows.transitions(acted.trajectory, clipped, steps),
+        samples=acted.samples,
+        rewards=acted.rewards,
+        queries=len(acted.samples),
+        memory=memory,
+        metrics={"advantage_clipped": (advantage != clipped).float().mean().item()},
+    )
+
+
+def act_in_groups(task: Task, groups: int, size: int, randomness: Randomness) -> Experience:
+    """`size` samples of each of so many prompts, group by group."""
+    drawn = task.prompts.draw(groups, randomness.at("prompts"))
+    return experience.act(task, [prompt for prompt in drawn for _ in range(size)], randomness)
+
+
+def with_reference(task: Task, found: Collection[rows.Transitions]) -> Collection[rows.Transitions]:
+    """The rows with the mean of each step under the base model, for the exact KL to it; the base model's
+    weights are remembered."""
+
+    def mean(some: rows.Transitions) -> Tensor:
+        return rows.transition(task.policy, some).mean
+
+    memory = experience.keep_reference(found.memory, task.policy.denoiser)
+    means = experience.recorded_under(task, found.rows, mean, memory["reference"])
+    return replace(
+        found, rows=replace(found.rows, recorded={"reference_mean": means}), memory=memory
+    )
+
+
+def clipped_loss(
+    policy: Policy, minibatch: rows.Transitions, *, clip: float, kl: float
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """PPO's clipped surrogate, with the KL to the base model weighted by `kl` where that is not 0."""
+    now = rows.transition(policy, minibatch)
+    loss, diagnostics = losses.clipped_ratio(
+        now.log_prob(minibatch.x_next),
+        minibatch.old_log_prob,
+        minibatch.advantage,
+        event_size=minibatch.event_size,
+        clip=clip,
+    )
+    if not kl:
+        return loss, diagnostics
+    reference = replace(now, mean=minibatch.recorded["reference_mean"])
+    penalty = losses.divergence_penalty(now.kl(reference), minibatch.event_size, kl)
+    return loss + penalty[0], {**diagnostics, **penalty[1]}
+
+
+def chosen_steps(
+    stochastic: Sequence[int], asked: int | Sequence[int] | None, randomness: Randomness
+) -> list[int]:
+    """The denoising steps to train on, out of those that have a density.
+
+    Raises ValueError if the sampler has no such steps, or fewer than asked for.
+    """
+    if not stochastic:
+        raise ValueError(
+            "this sampler is deterministic: no step has a density, so there is no policy gradient. "
+            "Give it noise, for example sampler.eta = 1"
+        )
+    if asked is None:
+        return list(stochastic)
+    if isinstance(asked, int):
+        if asked > len(stochastic):
+            raise ValueError(
+                f"train_steps = {asked}, but only {len(stochastic)} steps have a density"
+            )
+        return sorted(randomness.python().sample(list(stochastic), asked))
+    return list(asked)
+
+
+def check(advantage_clip: float, train_steps: TrainSteps) -> None:
+    """Raises ValueError for settings that cannot be."""
+    if advantage_clip <= 0:
+        raise ValueError(f"advantage_clip = {advantage_clip}, expected a positive number")
+    if train_steps == () or (isinstance(train_steps, int) and train_steps < 1):
+        raise ValueError(f"train_steps = {train_steps}, expected at least one step")
