@@ -55,7 +55,12 @@ class AWM:
         advantage, memory = self.baseline.advantages(acted.rewards, acted.samples.prompts, memory)
         clipped = advantage.clamp(-self.advantage_clip, self.advantage_clip)
         found = endpoints.collection(
-            acted, clipped, memory, draws=self.draws, randomness=randomness
+            acted,
+            clipped,
+            endpoints.weighty(clipped),
+            memory,
+            draws=self.draws,
+            randomness=randomness,
         )
         old = experience.recorded(task, found.rows, lambda some: endpoints.error(task.policy, some))
         return replace(found, rows=replace(found.rows, recorded={"old_error": old}))

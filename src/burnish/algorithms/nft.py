@@ -71,6 +71,7 @@ class NFT:
             found = endpoints.collection(
                 acted,
                 losses.optimality(advantage, self.advantage_clip),
+                range(len(acted.samples)),  # an optimality of 0 is the strongest push there is
                 memory,
                 draws=self.draws,
                 randomness=randomness,
