@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from burnish import experience, rows
+from burnish import experience, losses, rows
 from burnish.algorithms import Collection, Memory
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def collect(
     prompts = task.prompts.draw(task.samples, randomness.at("prompts"))
     acted = experience.act(task, prompts, randomness)
     weights = weight(acted.rewards, acted.samples.prompts)
-    return collection(
-        acted, weights, weighty(weights), memory, draws=draws, randomness=randomness
-    )
+    return collection(acted, weights, weighty(weights), memory, draws=draws, randomness=randomness)
 
 
 def weighty(weights: Tensor) -> list[int]:
@@ -71,6 +69,11 @@ def error(policy: Policy, minibatch: rows.Endpoints) -> Tensor:
     """The network's squared error at each row, mean over the event; carries the gradient."""
     at = rows.noised(policy, minibatch)
     return rows.squared_error(rows.predict(policy, at), at.target)
+
+
+def weighted_loss(policy: Policy, minibatch: rows.Endpoints) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Each row's squared error times its sample's weight."""
+    return losses.weighted_denoising(error(policy, minibatch), minibatch.weight[minibatch.sample])
 
 
 def check(draws: int) -> None:
