@@ -77,7 +77,7 @@ class BestOf:
     train_steps = None
 
     group_size: int = 8
-    """Samples of a prompt, of which the best is kept; 8 in the paper for language models."""
+    """Samples of a prompt, of which the best is kept."""
     draws: int = 8
     """Rows a kept sample: noise levels at which it is fitted. As many as `group_size` give as many rows as
     samples were drawn."""
