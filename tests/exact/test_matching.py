@@ -207,7 +207,7 @@ def test_the_gradient_of_the_best_samples_is_that_of_their_denoising_error(algor
 def test_the_fixed_point_of_rwr_is_the_reward_weighted_law():
     """N(m, s^2) times exp(-|x - a|^2 / T) is Gaussian: 1 / s*^2 = 1 / s^2 + 2 / T, and its mean is
     s*^2 (m / s^2 + 2 a / T). There the expected gradient is 0, and with m or s in its place it is not."""
-    count, groups, target = 16_000, 32, torch.tensor([2.0, -1.0])
+    count, groups, target = 6_000, 30, torch.tensor([2.0, -1.0])
     base = linear()
     mean, variance = base.mean.detach().flatten(), (2 * base.log_std.detach()).exp()
     x0 = mean + variance.sqrt() * torch.randn(
@@ -236,9 +236,9 @@ def test_the_fixed_point_of_rwr_is_the_reward_weighted_law():
     there, error = estimates(fixed)
     assert (there.abs() < 5 * error).all(), (there, error)
     misplaced, error = estimates(linear(mean.tolist(), fixed.log_std.item()))
-    assert (misplaced[:2].abs() > 10 * error[:2]).all(), (misplaced, error)
+    assert (misplaced[:2].abs() > 5 * error[:2]).all(), (misplaced, error)
     too_wide, error = estimates(linear(fixed_mean.tolist(), base.log_std.item()))
-    assert too_wide[2] > 10 * error[2], (too_wide, error)
+    assert too_wide[2] > 5 * error[2], (too_wide, error)
 
 
 # --- DiffusionNFT ------------------------------------------------------------------------------------
