@@ -80,10 +80,11 @@ def without_spread(rewards: Rewards, size: int) -> list[int]:
 
 
 def softmax_weights(rewards: Rewards, groups: Sequence[str], temperature: float) -> Rewards:
-    """exp(reward / temperature), normalised to mean 1 within each group (Black et al. 2023, eq. 5).
+    """exp(reward / temperature), normalised to mean 1 within each group (Black et al. 2023, section 4.2).
 
-    groups: one a reward; those of the same text are normalised together
-    temperature: > 0, in the reward's unit after standardisation within the group
+    groups: one a reward; those of the same text are standardised and normalised together. A group without
+        spread, or of one, has weights of 1
+    temperature: > 0, in standard deviations of the group. The paper's 1 / 0.2 is in raw rewards
     """
     weights = torch.empty_like(rewards)
     for indices in _grouped(groups).values():
@@ -103,6 +104,27 @@ def top_fraction(rewards: Rewards, groups: Sequence[str], fraction: float) -> Re
         count = max(1, round(fraction * len(indices)))
         weights[indices] = (own >= own.topk(count).values[-1]).to(weights.dtype)
     return weights
+
+
+def best_of_group(rewards: Rewards, size: int) -> Rewards:
+    """1 for the best of each group of `size` neighbours (the first, if several are), else 0.
+
+    A group without spread has no best: all of it is 0.
+    """
+    weights = torch.zeros_like(rewards).reshape(-1, size)
+    best = rewards.reshape(-1, size).argmax(1)
+    weights[torch.arange(len(best)), best] = 1
+    weights[without_spread(rewards, size)] = 0
+    return weights.flatten()
+
+
+def effective_share(weights: Rewards) -> float:
+    """Kish's effective sample size of non-negative weights, as a share of their number.
+
+    1 if all are the same, 1 / n if one of n has it all.
+    """
+    weights = weights.double()
+    return (weights.sum().square() / weights.square().sum() / len(weights)).item()
 
 
 def _grouped(keys: Sequence[str]) -> dict[str, list[int]]:

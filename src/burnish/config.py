@@ -27,6 +27,7 @@ from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
+from burnish.algorithms.sft import SFT, BestOf
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
@@ -97,9 +98,9 @@ class Recipe:
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: DDIM | DDPM = field(default_factory=DDIM)
-    algorithm: DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | D3PO = field(
-        default_factory=DDPOIS
-    )
+    algorithm: (
+        DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | D3PO | SFT | BestOf
+    ) = field(default_factory=DDPOIS)
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -120,6 +121,7 @@ class Recipe:
 
 NAMES: Mapping[type, str] = {
     AWM: "awm",
+    BestOf: "best-of",
     D3PO: "d3po",
     DPO: "dpo",
     DPOK: "dpok",
@@ -127,6 +129,7 @@ NAMES: Mapping[type, str] = {
     NFT: "nft",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
+    SFT: "sft",
     Compressibility: "compressibility",
     DDIM: "ddim",
     DDPM: "ddpm",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.lanes import side_by_side
-from burnish.policy import Denoiser, Policy, snapshot, using
+from burnish.policy import Denoiser, MediaEncoder, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
 from burnish.reward import Reward, score
@@ -50,6 +50,38 @@ def act(task: Task, prompts: Sequence[Prompt], randomness: Randomness) -> Experi
     trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch)
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
+
+
+def present(task: Task, media: Sequence[Tensor], prompts: Sequence[Prompt]) -> Experience:
+    """Given media and their rewards, as if they had been drawn: their chains have no steps.
+
+    media: one a prompt, images (3, height, width) in [0, 1]
+    Raises ValueError if the denoiser cannot encode media, or not of this size, and `RewardError`.
+    """
+    policy = task.policy
+    encoder = policy.denoiser
+    if not isinstance(encoder, MediaEncoder):
+        raise ValueError(
+            f"{type(encoder).__name__} has no encode_media, so it cannot learn from given images"
+        )
+    stacked = torch.stack(list(media))
+    with torch.no_grad():
+        parts = [encoder.encode_media(part.to(policy.device)) for part in stacked.split(task.batch)]
+    x0 = torch.cat(parts).to(policy.storage)
+    shape = tuple(policy.denoiser.event_shape)
+    if x0.shape[1:] != shape:
+        raise ValueError(
+            f"images of {media[0].shape[2]} x {media[0].shape[1]} pixels are states of shape "
+            f"{tuple(x0.shape[1:])}, but the model's are {shape}; bring the images to the model's size"
+        )
+    cond = policy.denoiser.encode([prompt.text for prompt in prompts])
+    samples = Samples(
+        media=stacked,
+        prompts=tuple(prompt.text for prompt in prompts),
+        metadata=tuple(prompt.metadata for prompt in prompts),
+    )
+    chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), cond)
+    return Experience(chains, samples, score(task.reward, samples))
 
 
 def replace_groups(

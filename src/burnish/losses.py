@@ -53,7 +53,7 @@ def clipped_ratio(
 
 
 def weighted_denoising(error: Rows, weight: Rows) -> tuple[Rows, dict[str, Tensor]]:
-    """`weight * error`: reward-weighted regression (Lee et al. 2023, eq. 5).
+    """`weight * error`: reward-weighted regression (Lee et al. 2023; Black et al. 2023, section 4.2).
 
     error: squared error of each row, mean over the event, >= 0; carries the gradient
     weight: >= 0, treated as a constant
@@ -62,19 +62,22 @@ def weighted_denoising(error: Rows, weight: Rows) -> tuple[Rows, dict[str, Tenso
 
 
 def optimality(advantage: Rows, clip: float) -> Rows:
-    """0.5 + 0.5 * advantage / clip, within [0, 1]: how likely a sample is good (DiffusionNFT, eq. 2)."""
+    """0.5 + 0.5 * advantage / clip, within [0, 1]: how likely a sample is good (DiffusionNFT).
+
+    advantage: the reward less its expectation, over a positive scale
+    """
     return 0.5 + 0.5 * (advantage / clip).clamp(-1, 1)
 
 
 def negative_aware(
     new: Event, old: Event, x0: Event, optimality: Rows, strength: float
 ) -> tuple[Rows, dict[str, Tensor]]:
-    """DiffusionNFT (Zheng et al. 2025, eq. 5), on estimates of the clean sample.
+    """DiffusionNFT (Zheng et al. 2025, eq. 5), on estimates of the clean sample, as in the authors' code.
 
     With x+ = (1 - b) old + b new and x- = (1 + b) old - b new, where b = `strength`, the loss is
-    r |x+ - x0|^2 + (1 - r) |x- - x0|^2, each term divided by the detached mean |x - x0| of its row. Every
-    parameterisation is linear in its estimate, so this is the paper's loss on velocities but for that
-    division, which is the paper's too.
+    r |x+ - x0|^2 + (1 - r) |x- - x0|^2, each term divided by the detached mean |x - x0| of its row. The
+    estimate is linear in the network's output, whatever that is, so mixing estimates mixes velocities. The
+    code also divides by b and multiplies by the advantage clip: factors that AdamW does not see.
 
     new, old: estimates of x0 by the policy and by the old policy; `new` carries the gradient
     optimality: r in [0, 1], treated as a constant

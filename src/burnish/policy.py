@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -56,6 +56,15 @@ class Denoiser(Protocol):
 
     def parameters(self) -> Iterable[Parameter]:
         """The trainable parameters, always in the same order."""
+        ...
+
+
+@runtime_checkable
+class MediaEncoder(Protocol):
+    """What a denoiser has besides, if it can learn from given images."""
+
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Clean states of media, which `decode` turns back into them; no gradient."""
         ...
 
 

@@ -175,10 +175,13 @@ def endpoints(
     *,
     draws: int,
     randomness: Randomness,
+    places: Sequence[int] | None = None,
 ) -> Endpoints:
-    """`draws` rows of every sample, sample by sample."""
-    number = torch.arange(len(x0) * draws, device=x0.device)
-    return Endpoints(x0, cond, weight.to(x0.device), draws, randomness, number)
+    """`draws` rows of every sample, or of the samples at `places` only, sample by sample."""
+    number = torch.arange(len(x0) * draws, device=x0.device).reshape(-1, draws)
+    if places is not None:
+        number = number[list(places)]
+    return Endpoints(x0, cond, weight.to(x0.device), draws, randomness, number.flatten())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ import tiny
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
 
 import burnish
+from burnish import images
 from burnish.models.stable_diffusion import schedule_of
 from burnish.models.trainable import Full, LoRA
 from burnish.policy import take, using
@@ -64,6 +66,22 @@ def _pipeline_images(pipeline, policy, *, guidance, num_steps):
 def _images(policy):
     x0 = rollout(policy, PROMPTS, SEED, batch=3).x0
     return decode(policy, x0, PROMPTS, batch=3).media
+
+
+def test_images_are_encoded_as_by_the_pipelines_own_processor(folder, tmp_path):
+    """A file becomes the latents that diffusers' image processor and its VAE's mode give."""
+    pixels = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0)).mul(255).byte()
+    Image.fromarray(pixels.numpy()).save(tmp_path / "image.png")
+    policy = _policy(folder)
+    media = images.read(tmp_path / "image.png")[None]
+    latents = policy.denoiser.encode_media(media)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    with torch.no_grad():
+        given = pipeline.image_processor.preprocess(Image.open(tmp_path / "image.png"))
+        theirs = pipeline.vae.encode(given).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    assert latents.shape == (1, *policy.denoiser.event_shape)
+    assert not latents.requires_grad
+    torch.testing.assert_close(latents, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -32,13 +32,14 @@ class AWM:
     train_steps = None
 
     clip: float = 1e-3
-    """Half-width of the ratio's interval; the log-ratio is the fall of the error, a mean over dimensions."""
+    """Half-width of the ratio's interval; the log-ratio is the fall of the error, a mean over dimensions. The
+    authors' recipes have 1, where it hardly binds, and hold the policy by two penalties instead."""
     advantage_clip: float = 5.0
-    """Advantages are clipped to +- this."""
+    """Advantages are clipped to +- this; 5 in the authors' code."""
     baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
     """How rewards become advantages; groups of the iteration in the paper."""
     draws: int = 5
-    """Rows a sample: noise levels at which it is scored."""
+    """Rows a sample: noise levels at which it is scored; 6 in the authors' recipes."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < 1:
@@ -55,7 +56,12 @@ class AWM:
         advantage, memory = self.baseline.advantages(acted.rewards, acted.samples.prompts, memory)
         clipped = advantage.clamp(-self.advantage_clip, self.advantage_clip)
         found = endpoints.collection(
-            acted, clipped, memory, draws=self.draws, randomness=randomness
+            acted,
+            clipped,
+            endpoints.weighty(clipped),
+            memory,
+            draws=self.draws,
+            randomness=randomness,
         )
         old = experience.recorded(task, found.rows, lambda some: endpoints.error(task.policy, some))
         return replace(found, rows=replace(found.rows, recorded={"old_error": old}))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from burnish import experience, rows
+from burnish import experience, losses, rows
 from burnish.algorithms import Collection, Memory
 
 if TYPE_CHECKING:
@@ -24,21 +24,36 @@ def collect(
     draws: int,
     randomness: Randomness,
 ) -> Collection[rows.Endpoints]:
-    """One sample a prompt; `weight` of (rewards, prompts) is theirs."""
+    """One sample a prompt; `weight` of (rewards, prompts) is theirs, and those of weight 0 get no rows."""
     prompts = task.prompts.draw(task.samples, randomness.at("prompts"))
     acted = experience.act(task, prompts, randomness)
     weights = weight(acted.rewards, acted.samples.prompts)
-    return collection(acted, weights, memory, draws=draws, randomness=randomness)
+    return collection(acted, weights, weighty(weights), memory, draws=draws, randomness=randomness)
+
+
+def weighty(weights: Tensor) -> list[int]:
+    """The places whose weight is not 0, so that a loss that is multiplied by it has something to learn
+    there; all places if there are none."""
+    return [i for i, weight in enumerate(weights.tolist()) if weight] or [*range(len(weights))]
 
 
 def collection(
-    acted: Experience, weights: Tensor, memory: Memory, *, draws: int, randomness: Randomness
+    acted: Experience,
+    weights: Tensor,
+    places: Sequence[int],
+    memory: Memory,
+    *,
+    draws: int,
+    randomness: Randomness,
 ) -> Collection[rows.Endpoints]:
-    """`draws` rows of each sample with its weight; samples of weight 0 get none, unless all have it."""
-    chosen = [i for i, weight in enumerate(weights.tolist()) if weight] or [*range(len(weights))]
-    chains = acted.trajectory.chains(chosen)
+    """`draws` rows of each sample at `places`, with its weight."""
     found = rows.endpoints(
-        chains.x0, chains.cond, weights[chosen], draws=draws, randomness=randomness.at("noised")
+        acted.trajectory.x0.clone(),  # a view would keep all states of the chains
+        acted.trajectory.cond,
+        weights,
+        draws=draws,
+        randomness=randomness.at("noised"),
+        places=places,
     )
     return Collection(
         rows=found,
@@ -46,7 +61,7 @@ def collection(
         rewards=acted.rewards,
         queries=len(acted.samples),
         memory=memory,
-        metrics={"samples_used": len(chosen) / len(weights)},
+        metrics={"samples_used": len(places) / len(weights)},
     )
 
 
@@ -54,6 +69,11 @@ def error(policy: Policy, minibatch: rows.Endpoints) -> Tensor:
     """The network's squared error at each row, mean over the event; carries the gradient."""
     at = rows.noised(policy, minibatch)
     return rows.squared_error(rows.predict(policy, at), at.target)
+
+
+def weighted_loss(policy: Policy, minibatch: rows.Endpoints) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Each row's squared error times its sample's weight."""
+    return losses.weighted_denoising(error(policy, minibatch), minibatch.weight[minibatch.sample])
 
 
 def check(draws: int) -> None:

@@ -31,17 +31,21 @@ class NFT:
     train_steps = None
 
     strength: float = 1.0
-    """How far the positive and the negative policy are from the old one (beta of eq. 5); 1 in the paper's
-    faster recipes, 0.1 for stability."""
+    """Share of the new policy in the positive one, beta of eq. 5; the update aims 1 / strength as far. 1 in
+    the paper's faster recipes, 0.1 in its more careful ones."""
     advantage_clip: float = 5.0
-    """The optimality of a sample runs from 0 to 1 as its advantage runs from - to + this; 5 in the code."""
+    """The optimality of a sample runs from 0 to 1 as its advantage runs from - to + this; 5 in the authors'
+    code."""
     baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
     """How rewards become advantages; groups of the iteration in the paper."""
     draws: int = 5
     """Rows a sample: noise levels at which it is fitted; the paper takes the sampler's steps."""
     decay_slope: float = 0.001
-    """The old policy keeps min(slope * iteration, decay_max) of itself when it follows the new one."""
+    """The old policy keeps min(decay_slope * i, decay_max) of itself when it follows the new one after
+    iteration i; 0.001 in the authors' code, which counts optimiser steps."""
     decay_max: float = 0.5
+    """The most that it keeps; 0.5 in the authors' code. 0 makes the old policy the new one of the iteration
+    before."""
 
     def __post_init__(self) -> None:
         for name in ("strength", "advantage_clip"):
@@ -71,6 +75,7 @@ class NFT:
             found = endpoints.collection(
                 acted,
                 losses.optimality(advantage, self.advantage_clip),
+                range(len(acted.samples)),  # an optimality of 0 is the strongest push there is
                 memory,
                 draws=self.draws,
                 randomness=randomness,

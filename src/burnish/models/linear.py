@@ -53,6 +53,9 @@ class Linear(nn.Module):
     def decode(self, x: Tensor) -> Tensor:
         return x
 
+    def encode_media(self, media: Tensor) -> Tensor:
+        return media
+
     def moments(
         self, kernel: Kernel, prompt: str = ""
     ) -> tuple[Float[Tensor, " size"], Float[Tensor, ""]]:

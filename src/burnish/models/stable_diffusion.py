@@ -101,6 +101,13 @@ class StableDiffusion:
         image = self.vae.decode(x, return_dict=False)[0]  # type: ignore[arg-type]
         return (image / 2 + 0.5).clamp(0, 1)
 
+    @torch.no_grad()
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Latents of images: the mean of the VAE's posterior, scaled as the UNet was trained on it."""
+        images = (2 * media - 1).to(self.vae.device, memory_format=torch.channels_last)
+        posterior = self.vae.encode(images).latent_dist  # type: ignore[union-attr]
+        return posterior.mean * self.vae.config["scaling_factor"]
+
     def parameters(self) -> list[Parameter]:
         return self._parameters
 

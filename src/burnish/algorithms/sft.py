@@ -1,0 +1,115 @@
+"""Supervised baselines: fine-tuning on given images, and on the best of the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from burnish import advantages, captioned, experience, rows
+from burnish.algorithms import Collection, Memory, chains, endpoints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from burnish.captioned import Captioned
+    from burnish.experience import Task
+    from burnish.policy import Policy
+    from burnish.randomness import Randomness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFT:
+    """The denoising loss of pre-training on images with prompts.
+
+    The images are rewarded like samples, so that the report tells how good they are; no update depends on
+    it.
+    """
+
+    on_policy: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = False
+    group_size = 1
+    train_steps = None
+
+    data: str
+    """A file of JSON lines {"image": path, "prompt": text}; paths are relative to the file. Other keys are
+    what a reward finds in the sample's metadata."""
+    draws: int = 1
+    """Rows an image that is drawn: noise levels at which it is fitted."""
+
+    def __post_init__(self) -> None:
+        endpoints.check(self.draws)
+        try:
+            captioned.check_images(Path(self.data))
+        except ValueError as error:
+            raise ValueError(f"data = {error}") from error
+
+    def collect(
+        self, task: Task, *, memory: Memory, randomness: Randomness
+    ) -> Collection[rows.Endpoints]:
+        path = Path(self.data)
+        drawn = draw(captioned.read(path), task.samples, randomness.at("data"))
+        media = [captioned.load(path, entry) for entry in drawn]
+        given = experience.present(task, media, [entry.prompt for entry in drawn])
+        return endpoints.collection(
+            given,
+            given.rewards.new_ones(len(drawn)),
+            range(len(drawn)),
+            memory,
+            draws=self.draws,
+            randomness=randomness,
+        )
+
+    def loss(
+        self, policy: Policy, minibatch: rows.Endpoints
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return endpoints.weighted_loss(policy, minibatch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOf:
+    """Fine-tuning on the best of each group of the model's own samples (RAFT: Dong et al. 2023, arXiv
+    2304.06767, algorithm 1)."""
+
+    on_policy: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = False
+    train_steps = None
+
+    group_size: int = 8
+    """Samples of a prompt, of which the best is kept."""
+    draws: int = 8
+    """Rows a kept sample: noise levels at which it is fitted. As many as `group_size` give as many rows as
+    samples were drawn."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"group_size = {self.group_size}, expected at least 2")
+        endpoints.check(self.draws)
+
+    def collect(
+        self, task: Task, *, memory: Memory, randomness: Randomness
+    ) -> Collection[rows.Endpoints]:
+        size = self.group_size
+        acted = chains.act_in_groups(task, task.samples // size, size, randomness)
+        weights = advantages.best_of_group(acted.rewards, size)
+        found = endpoints.collection(
+            acted,
+            weights,
+            endpoints.weighty(weights),
+            memory,
+            draws=self.draws,
+            randomness=randomness,
+        )
+        dead = len(advantages.without_spread(acted.rewards, size)) * size / task.samples
+        return replace(found, metrics={**found.metrics, "groups_without_spread": dead})
+
+    def loss(
+        self, policy: Policy, minibatch: rows.Endpoints
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return endpoints.weighted_loss(policy, minibatch)
+
+
+def draw(entries: Sequence[Captioned], count: int, randomness: Randomness) -> list[Captioned]:
+    """Each with equal chance; the i-th depends on `randomness` and i only."""
+    return [randomness.at(i).python().choice(entries) for i in range(count)]
