@@ -110,11 +110,15 @@ def using(denoiser: Denoiser, weights: Sequence[Tensor]) -> Iterator[None]:
 
     This is how the reference policy, an old policy or an average of weights is asked: no second
     network is held. Of a LoRA only the adapter is swapped.
+
+    The weights are laid out in memory as the denoiser's own (a checkpoint does not keep that), since the
+    rounding of a convolution depends on it.
     """
     own = [(parameter, parameter.data) for parameter in denoiser.parameters()]
     try:
-        for (parameter, _), other in zip(own, weights, strict=True):
-            parameter.data = other
+        for (parameter, data), other in zip(own, weights, strict=True):
+            same = other.stride() == data.stride()
+            parameter.data = other if same else torch.empty_like(data).copy_(other)
         yield
     finally:
         for parameter, data in own:
