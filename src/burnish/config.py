@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from burnish.algorithms.awm import AWM
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
-from burnish.algorithms.dpo import D3PO, DPO
+from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
@@ -97,9 +97,9 @@ class Recipe:
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: DDIM | DDPM = field(default_factory=DDIM)
-    algorithm: DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | D3PO = field(
-        default_factory=DDPOIS
-    )
+    algorithm: (
+        DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | OfflineDPO | D3PO
+    ) = field(default_factory=DDPOIS)
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -125,6 +125,7 @@ NAMES: Mapping[type, str] = {
     DPOK: "dpok",
     GRPO: "grpo",
     NFT: "nft",
+    OfflineDPO: "offline-dpo",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     Compressibility: "compressibility",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burnish.images import read_image
 from burnish.lanes import side_by_side
-from burnish.policy import Denoiser, Policy, snapshot, using
+from burnish.policy import Cond, Denoiser, MediaEncoder, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
 from burnish.reward import Reward, score
@@ -50,6 +52,43 @@ def act(task: Task, prompts: Sequence[Prompt], randomness: Randomness) -> Experi
     trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch)
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
+
+
+def read(task: Task, prompts: Sequence[Prompt], files: Sequence[Path]) -> Samples:
+    """Images from files, one a prompt, in the size that the model draws.
+
+    Raises ValueError if the denoiser is no `MediaEncoder`, or for a file that is no image.
+    """
+    _, height, width = _encoder(task.policy.denoiser).media_shape
+    return Samples(
+        media=torch.stack([read_image(file, height, width) for file in files]),
+        prompts=tuple(prompt.text for prompt in prompts),
+        metadata=tuple(prompt.metadata for prompt in prompts),
+    )
+
+
+def encode(task: Task, samples: Samples) -> tuple[Tensor, Cond]:
+    """Clean states and conditioning of samples that the policy has not drawn; no gradient."""
+    denoiser, device = task.policy.denoiser, task.policy.device
+    encoder = _encoder(denoiser)
+
+    @torch.no_grad()
+    def part(start: int) -> tuple[Tensor, Cond]:
+        some = samples[start : start + task.batch]
+        return encoder.encode_media(some.media.to(device)), denoiser.encode(some.prompts)
+
+    starts = range(0, len(samples), task.batch)
+    states, conds = zip(*side_by_side(part, starts, device), strict=True)
+    return torch.cat(states), {name: torch.cat([c[name] for c in conds]) for name in conds[0]}
+
+
+def _encoder(denoiser: Denoiser) -> MediaEncoder:
+    if not isinstance(denoiser, MediaEncoder):
+        raise ValueError(
+            f"{type(denoiser).__name__} cannot learn from images that it has not drawn: it has no "
+            "`encode_media` and `media_shape` (see docs/dpo.md)"
+        )
+    return denoiser
 
 
 def replace_groups(

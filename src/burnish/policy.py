@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -56,6 +56,23 @@ class Denoiser(Protocol):
 
     def parameters(self) -> Iterable[Parameter]:
         """The trainable parameters, always in the same order."""
+        ...
+
+
+@runtime_checkable
+class MediaEncoder(Protocol):
+    """What a denoiser may implement besides, to learn from media that it has not drawn itself."""
+
+    @property
+    def media_shape(self) -> tuple[int, int, int]:
+        """Of one medium that it draws: (channels, height, width)."""
+        ...
+
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Clean states (batch, *event) of media (batch, *media_shape), float in [0, 1]; no gradient.
+
+        The inverse of `decode`, as well as the model has one.
+        """
         ...
 
 
