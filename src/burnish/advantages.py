@@ -60,17 +60,17 @@ def per_prompt(
 def group_relative(rewards: Rewards, size: int, spread: Literal["group", "global"]) -> Rewards:
     """Deviations from the mean of each group of `size` neighbours, divided by a standard deviation (GRPO).
 
-    spread: `group` divides by the group's own (population form), `global` by that of all deviations. A
-        group without spread has advantage 0.
+    spread: `group` divides by the group's own (population form), `global` by that of all rewards, so that
+        a group counts the more the more it differs. Either way a group without spread has advantage 0.
     """
     groups = rewards.double().reshape(-1, size)
+    own = torch.stack([standardise(group, group) for group in groups])
     if spread == "group":
-        return torch.cat([standardise(group, group) for group in groups]).to(rewards.dtype)
+        return own.flatten().to(rewards.dtype)
     deviation = groups - groups.mean(dim=1, keepdim=True)
-    scale = deviation.square().mean().sqrt()
-    if scale <= 1e-7 * groups.abs().max().clamp(min=1e-30):
-        return torch.zeros_like(rewards)
-    return (deviation / scale).flatten().to(rewards.dtype)
+    alive = own.any(dim=1, keepdim=True)
+    relative = torch.where(alive, deviation / groups.std(correction=0), 0.0)
+    return relative.flatten().to(rewards.dtype)
 
 
 def without_spread(rewards: Rewards, size: int) -> list[int]:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from burnish.algorithms.awm import AWM
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
-from burnish.algorithms.dpo import D3PO, DPO
+from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
@@ -99,7 +99,19 @@ class Recipe:
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: DDIM | DDPM = field(default_factory=DDIM)
     algorithm: (
-        DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | D3PO | SFT | BestOf
+        DDPOIS
+        | DDPOSF
+        | GRPO
+        | DPOK
+        | RWR
+        | RWRSparse
+        | NFT
+        | AWM
+        | DPO
+        | OfflineDPO
+        | D3PO
+        | SFT
+        | BestOf
     ) = field(default_factory=DDPOIS)
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
@@ -127,6 +139,7 @@ NAMES: Mapping[type, str] = {
     DPOK: "dpok",
     GRPO: "grpo",
     NFT: "nft",
+    OfflineDPO: "offline-dpo",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",

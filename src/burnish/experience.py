@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burnish.images import read_image
 from burnish.lanes import side_by_side
-from burnish.policy import Denoiser, MediaEncoder, Policy, snapshot, using
+from burnish.policy import Cond, Denoiser, MediaEncoder, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
 from burnish.reward import Reward, score
@@ -52,36 +54,52 @@ def act(task: Task, prompts: Sequence[Prompt], randomness: Randomness) -> Experi
     return Experience(trajectory, samples, score(task.reward, samples))
 
 
-def present(task: Task, media: Sequence[Tensor], prompts: Sequence[Prompt]) -> Experience:
-    """Given media and their rewards, as if they had been drawn: their chains have no steps.
+def read(task: Task, prompts: Sequence[Prompt], files: Sequence[Path]) -> Samples:
+    """Images from files, one a prompt, in the size that the model draws.
 
-    media: one a prompt, images (3, height, width) in [0, 1]
-    Raises ValueError if the denoiser cannot encode media, or not of this size, and `RewardError`.
+    Raises ValueError if the denoiser is no `MediaEncoder`, or for a file that is no image.
     """
-    policy = task.policy
-    encoder = policy.denoiser
-    if not isinstance(encoder, MediaEncoder):
-        raise ValueError(
-            f"{type(encoder).__name__} has no encode_media, so it cannot learn from given images"
-        )
-    stacked = torch.stack(list(media))
-    with torch.no_grad():
-        parts = [encoder.encode_media(part.to(policy.device)) for part in stacked.split(task.batch)]
-    x0 = torch.cat(parts).to(policy.storage)
-    shape = tuple(policy.denoiser.event_shape)
-    if x0.shape[1:] != shape:
-        raise ValueError(
-            f"images of {media[0].shape[2]} x {media[0].shape[1]} pixels are states of shape "
-            f"{tuple(x0.shape[1:])}, but the model's are {shape}; bring the images to the model's size"
-        )
-    cond = policy.denoiser.encode([prompt.text for prompt in prompts])
-    samples = Samples(
-        media=stacked,
+    _, height, width = _encoder(task.policy.denoiser).media_shape
+    return Samples(
+        media=torch.stack([read_image(file, height, width) for file in files]),
         prompts=tuple(prompt.text for prompt in prompts),
         metadata=tuple(prompt.metadata for prompt in prompts),
     )
+
+
+def encode(task: Task, samples: Samples) -> tuple[Tensor, Cond]:
+    """Clean states and conditioning of samples that the policy has not drawn; no gradient."""
+    denoiser, device = task.policy.denoiser, task.policy.device
+    encoder = _encoder(denoiser)
+
+    @torch.no_grad()
+    def part(start: int) -> tuple[Tensor, Cond]:
+        some = samples[start : start + task.batch]
+        return encoder.encode_media(some.media.to(device)), denoiser.encode(some.prompts)
+
+    starts = range(0, len(samples), task.batch)
+    states, conds = zip(*side_by_side(part, starts, device), strict=True)
+    x0 = torch.cat(states).to(task.policy.storage)
+    return x0, {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
+
+
+def given(task: Task, samples: Samples) -> Experience:
+    """Samples that the policy has not drawn, with their rewards: chains of no steps.
+
+    Raises ValueError if the denoiser is no `MediaEncoder`, and `RewardError`.
+    """
+    x0, cond = encode(task, samples)
     chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), cond)
     return Experience(chains, samples, score(task.reward, samples))
+
+
+def _encoder(denoiser: Denoiser) -> MediaEncoder:
+    if not isinstance(denoiser, MediaEncoder):
+        raise ValueError(
+            f"{type(denoiser).__name__} cannot learn from images that it has not drawn: it has no "
+            "`encode_media` and `media_shape` (see docs/dpo.md)"
+        )
+    return denoiser
 
 
 def replace_groups(

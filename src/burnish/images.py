@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -17,14 +19,22 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.contiguous().cpu().numpy(), "RGB")
 
 
-def read(path: Path) -> Tensor:
-    """The image of a file, (3, height, width), float32 in [0, 1]; transparency is dropped.
+def from_pil(image: Image.Image) -> Tensor:
+    """The image as (3, height, width), float32 in [0, 1]; one that is not RGB is turned into it."""
+    import torch  # here, since recipes name rewards that import this module, and load no torch
 
-    Raises OSError for a file that is missing, damaged or no image.
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1).float() / 255
+
+
+def read_image(path: Path, height: int, width: int) -> Tensor:
+    """An image file as `from_pil` gives it. One of another size is resized to cover (height, width), and
+    cropped at its centre.
+
+    Raises ValueError that names the file if it holds no image.
     """
-    import numpy as np
-    import torch
-
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1)
+    try:
+        with Image.open(path) as image:
+            return from_pil(ImageOps.fit(image.convert("RGB"), (width, height)))
+    except OSError as error:
+        raise ValueError(f"{path} is not an image that can be read: {error}") from error

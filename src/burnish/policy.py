@@ -61,10 +61,18 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class MediaEncoder(Protocol):
-    """What a denoiser has besides, if it can learn from given images."""
+    """What a denoiser may implement besides, to learn from media that it has not drawn itself."""
+
+    @property
+    def media_shape(self) -> tuple[int, int, int]:
+        """Of one medium that it draws: (channels, height, width)."""
+        ...
 
     def encode_media(self, media: Tensor) -> Tensor:
-        """Clean states of media, which `decode` turns back into them; no gradient."""
+        """Clean states (batch, *event) of media (batch, *media_shape), float in [0, 1]; no gradient.
+
+        The inverse of `decode`, as well as the model has one.
+        """
         ...
 
 
@@ -119,11 +127,15 @@ def using(denoiser: Denoiser, weights: Sequence[Tensor]) -> Iterator[None]:
 
     This is how the reference policy, an old policy or an average of weights is asked: no second
     network is held. Of a LoRA only the adapter is swapped.
+
+    The weights are laid out in memory as the denoiser's own (a checkpoint does not keep that), since the
+    rounding of a convolution depends on it.
     """
     own = [(parameter, parameter.data) for parameter in denoiser.parameters()]
     try:
-        for (parameter, _), other in zip(own, weights, strict=True):
-            parameter.data = other
+        for (parameter, data), other in zip(own, weights, strict=True):
+            same = other.stride() == data.stride()
+            parameter.data = other if same else torch.empty_like(data).copy_(other)
         yield
     finally:
         for parameter, data in own:

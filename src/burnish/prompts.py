@@ -46,7 +46,7 @@ class Listed:
             raise ValueError(f"held-out prompts must not be trained on: {shared[0]!r} is in both")
 
     def draw(self, count: int, randomness: Randomness) -> list[Prompt]:
-        return [Prompt(randomness.at(i).python().choice(self.train)) for i in range(count)]
+        return [Prompt(text) for text in randomness.choices(self.train, count)]
 
     def held_out(self, count: int) -> list[Prompt]:
         if count > len(self.test):

@@ -11,10 +11,13 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,10 @@ class Randomness:
         return torch.tensor(
             [self.at(index).python().random() for index in indices], dtype=torch.float64
         )
+
+    def choices(self, options: Sequence[T], count: int) -> list[T]:
+        """`count` draws with replacement; the i-th depends on the address and on i only."""
+        return [self.at(i).python().choice(options) for i in range(count)]
 
     def permutation(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator())

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 from worlds import PROMPTS, Network, linear
 
-from burnish import captioned, rows
-from burnish.algorithms.sft import SFT, draw
+from burnish import image_list, rows
+from burnish.algorithms.sft import SFT
 from burnish.config import ConfigError, load_recipe
 from burnish.experience import Task
+from burnish.images import read_image
 from burnish.policy import MediaEncoder, Policy
 from burnish.randomness import Randomness
 from burnish.samplers.ddim import DDIM
@@ -55,11 +56,10 @@ def collected(algorithm: SFT, policy: Policy | None = None, count: int = 6):
 
 
 def test_the_file_is_read_with_prompts_paths_and_metadata(tmp_path):
-    entries = captioned.read(Path(written(tmp_path)))
+    entries = image_list.read(written(tmp_path), ("image",))
     assert [entry.prompt.text for entry in entries] == [f"colour {i}" for i in range(4)]
-    assert [entry.line for entry in entries] == [1, 2, 3, 4]
     assert entries[2].prompt.metadata == {"red": 204}
-    image = captioned.load(tmp_path / "set.jsonl", entries[1])
+    image = read_image(entries[1].images["image"], 1, 1)
     assert image.shape == (3, 1, 1)
     assert image.flatten().tolist() == pytest.approx([0, 0.4, 1])
 
@@ -87,10 +87,9 @@ def test_the_prompt_of_an_image_conditions_its_rows(tmp_path):
 
 
 def test_draws_are_addressed_and_even():
-    entries = [captioned.Captioned(image=Path(), prompt=None, line=i) for i in range(4)]  # type: ignore[arg-type]
-    many = [entry.line for entry in draw(entries, 800, Randomness(3))]
-    assert many[:10] == [entry.line for entry in draw(entries, 10, Randomness(3))]
-    assert many != [entry.line for entry in draw(entries, 800, Randomness(4))]
+    many = Randomness(3).choices(range(4), 800)
+    assert many[:10] == Randomness(3).choices(range(4), 10)
+    assert many != Randomness(4).choices(range(4), 800)
     counts = torch.tensor(many).bincount(minlength=4)
     # each line is drawn with chance 1/4: 200 +- 5 standard deviations
     assert ((counts - 200).abs() < 5 * (800 * 3 / 16) ** 0.5).all()
@@ -169,10 +168,6 @@ GOOD = line(image="images/0.png", prompt="a")
         (line(image="gone.png", prompt="a"), r"line 1, key 'image': .*gone\.png' does not exist"),
         (line(image="set.jsonl", prompt="a"), r"line 1, key 'image': .* is not an image"),
         (line(image="images", prompt="a"), r"line 1, key 'image': .* cannot be read"),
-        (
-            f"{GOOD}\n{line(image='wide.png', prompt='b')}",
-            r"line 2, key 'image': .*wide\.png' has 2 x 1 pixels, but the first has 1 x 1",
-        ),
         ("\n", r"has no lines"),
     ],
 )
@@ -180,29 +175,28 @@ def test_a_fault_of_the_data_is_told_by_line_and_key_before_anything_is_loaded(
     content, said, tmp_path
 ):
     written(tmp_path)
-    Image.new("RGB", (2, 1)).save(tmp_path / "wide.png")
     path = tmp_path / "set.jsonl"
     path.write_text(content)
     with pytest.raises(ValueError, match=said):
         SFT(data=str(path))
     overrides = ["--algorithm.name", "sft", "--algorithm.data", str(path)]
-    with pytest.raises(ConfigError, match=f"algorithm.data = .*{said}"):
+    with pytest.raises(ConfigError, match=said):
         load_recipe("compressibility", overrides)
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"data = 'nowhere\.jsonl' cannot be read"):
+    with pytest.raises(ValueError, match=r"'nowhere\.jsonl' cannot be read"):
         SFT(data="nowhere.jsonl")
 
 
-def test_an_image_that_is_cut_short_is_told_by_its_line(tmp_path):
+def test_an_image_that_is_cut_short_is_told_by_its_file(tmp_path):
     noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
     Image.fromarray(noise).save(tmp_path / "cut.png")
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "set.jsonl").write_text(line(image="cut.png", prompt="a"))
     algorithm = SFT(data=str(tmp_path / "set.jsonl"))  # its header is whole
-    with pytest.raises(ValueError, match=r"line 1, key 'image': .*cut\.png' cannot be read"):
+    with pytest.raises(ValueError, match=r"cut\.png is not an image that can be read"):
         collected(algorithm)
 
 
@@ -217,16 +211,8 @@ def test_a_recipe_names_the_data(tmp_path):
         load_recipe("compressibility", ["--algorithm.name", "sft"])
 
 
-def test_images_of_another_size_than_the_models_are_refused(tmp_path):
-    policy = Policy(linear((0.0, 0.0)), DDIM(num_steps=2))
-    with pytest.raises(
-        ValueError, match=r"1 x 1 pixels are states of shape \(3, 1, 1\), .*\(2, 1, 1\)"
-    ):
-        collected(SFT(data=written(tmp_path)), policy)
-
-
 def test_a_denoiser_that_cannot_encode_media_is_refused(tmp_path):
     policy = Policy(Network(), DDIM(num_steps=2))
     assert not isinstance(policy.denoiser, MediaEncoder)
-    with pytest.raises(ValueError, match="Network has no encode_media"):
+    with pytest.raises(ValueError, match="Network cannot learn from images"):
         collected(SFT(data=written(tmp_path)), policy)

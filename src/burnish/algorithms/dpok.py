@@ -27,7 +27,8 @@ class DPOK:
     group_size = 1
 
     kl: float = 0.01
-    """Weight of the KL, in advantages a nat; 0.01 in the paper, on rewards that are not normalised."""
+    """Weight of the KL, in advantages a nat. The paper's code has 0.01, with rewards that are not normalised
+    and weighted by 100."""
     clip: float = 1e-4
     """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in the paper's code."""
     advantage_clip: float = 5.0

@@ -28,14 +28,16 @@ class GRPO:
     group_size: int = 8
     """Samples of a prompt; 24 in Flow-GRPO, 12 in DanceGRPO, on clusters."""
     spread: Literal["group", "global"] = "group"
-    """Whose standard deviation divides: the group's own, or that of all of the iteration's deviations
-    from their group's mean (Flow-GRPO's `global_std`)."""
+    """Whose standard deviation divides: the group's own, or that of all of the iteration's rewards
+    (Flow-GRPO's `global_std`)."""
     clip: float = 1e-4
-    """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in both papers."""
+    """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in both
+    papers' code."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this; 5 in both papers' code."""
     kl: float = 0.0
-    """Weight of the exact KL to the base model, in advantages a nat; 0 asks for no reference."""
+    """Weight of the exact KL to the base model, in advantages a nat; 0 asks for no reference. 0.04 in
+    Flow-GRPO's code, 0 in DanceGRPO."""
     refill: int = 0
     """How often prompts whose group has no spread, which carries no signal, are replaced by fresh ones."""
     train_steps: chains.TrainSteps = None

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from burnish import advantages, captioned, experience, rows
+from burnish import advantages, experience, image_list, rows
 from burnish.algorithms import Collection, Memory, chains, endpoints
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from burnish.captioned import Captioned
     from burnish.experience import Task
+    from burnish.image_list import Entry
     from burnish.policy import Policy
     from burnish.randomness import Randomness
 
@@ -33,25 +32,22 @@ class SFT:
     train_steps = None
 
     data: str
-    """A file of JSON lines {"image": path, "prompt": text}; paths are relative to the file. Other keys are
-    what a reward finds in the sample's metadata."""
+    """A file of JSON lines {"image": path, "prompt": text}, or a folder with such a `metadata.jsonl`; paths
+    are relative to the file. Other keys are what a reward finds in the sample's metadata."""
     draws: int = 1
     """Rows an image that is drawn: noise levels at which it is fitted."""
 
     def __post_init__(self) -> None:
         endpoints.check(self.draws)
-        try:
-            captioned.check_images(Path(self.data))
-        except ValueError as error:
-            raise ValueError(f"data = {error}") from error
+        self._entries()
 
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness
     ) -> Collection[rows.Endpoints]:
-        path = Path(self.data)
-        drawn = draw(captioned.read(path), task.samples, randomness.at("data"))
-        media = [captioned.load(path, entry) for entry in drawn]
-        given = experience.present(task, media, [entry.prompt for entry in drawn])
+        drawn = randomness.at("data").choices(self._entries(), task.samples)
+        files = [entry.images["image"] for entry in drawn]
+        images = experience.read(task, [entry.prompt for entry in drawn], files)
+        given = experience.given(task, images)
         return endpoints.collection(
             given,
             given.rewards.new_ones(len(drawn)),
@@ -65,6 +61,9 @@ class SFT:
         self, policy: Policy, minibatch: rows.Endpoints
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         return endpoints.weighted_loss(policy, minibatch)
+
+    def _entries(self) -> list[Entry]:
+        return image_list.read(self.data, ("image",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +107,3 @@ class BestOf:
         self, policy: Policy, minibatch: rows.Endpoints
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         return endpoints.weighted_loss(policy, minibatch)
-
-
-def draw(entries: Sequence[Captioned], count: int, randomness: Randomness) -> list[Captioned]:
-    """Each with equal chance; the i-th depends on `randomness` and i only."""
-    return [randomness.at(i).python().choice(entries) for i in range(count)]

@@ -53,6 +53,10 @@ class Linear(nn.Module):
     def decode(self, x: Tensor) -> Tensor:
         return x
 
+    @property
+    def media_shape(self) -> tuple[int, int, int]:
+        return self.event_shape
+
     def encode_media(self, media: Tensor) -> Tensor:
         return media
 

@@ -101,9 +101,15 @@ class StableDiffusion:
         image = self.vae.decode(x, return_dict=False)[0]  # type: ignore[arg-type]
         return (image / 2 + 0.5).clamp(0, 1)
 
+    @property
+    def media_shape(self) -> tuple[int, int, int]:
+        _, height, width = self.event_shape
+        scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return (self.vae.config["out_channels"], height * scale, width * scale)
+
     @torch.no_grad()
     def encode_media(self, media: Tensor) -> Tensor:
-        """Latents of images: the mean of the VAE's posterior, scaled as the UNet was trained on it."""
+        """The mean of the VAE's posterior, in the latents' unit; float32."""
         images = (2 * media - 1).to(self.vae.device, memory_format=torch.channels_last)
         posterior = self.vae.encode(images).latent_dist  # type: ignore[union-attr]
         return posterior.mean * self.vae.config["scaling_factor"]
