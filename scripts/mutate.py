@@ -34,6 +34,7 @@ HEAVY = (
     "torch._dynamo",
     "diffusers.schedulers.scheduling_ddim",
     "diffusers.schedulers.scheduling_ddpm",
+    "diffusers.schedulers.scheduling_flow_match_euler_discrete",
     "hypothesis.strategies",
     "beartype",
     "jaxtyping",

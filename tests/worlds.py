@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from burnish import schedules
-from burnish.kernels import Kernel, kernel
 from burnish.models.linear import Linear
 from burnish.policy import Policy
 from burnish.prompts import Listed, Prompt
 from burnish.randomness import Randomness
 from burnish.rollout import Samples
-from burnish.samplers.ddim import DDIM
-from burnish.schedules import DiffusionSchedule, scaled_linear, trailing
+from burnish.schedules import DiffusionSchedule, FlowSchedule, scaled_linear, trailing
 
 ALPHA_BAR = scaled_linear()
 ENDS_NOISY = DiffusionSchedule(alpha_bar=ALPHA_BAR, final_alpha_bar=float(ALPHA_BAR[0]), offset=1)
@@ -27,6 +25,11 @@ COARSE = DiffusionSchedule(alpha_bar=ALPHA_BAR, final_alpha_bar=0.9, spacing=tra
 """Wide last steps, so that policy gradients have small standard errors."""
 VELOCITY = replace(ENDS_NOISY, parameterisation=schedules.VELOCITY)
 """For networks that are not trained: their states stay near 1, as a trained network's do."""
+STRAIGHT = FlowSchedule(shift=1.0)
+COARSE_FLOW = FlowSchedule(num_train=4, shift=1.0)
+"""Times 1, 3/4, 1/2, 1/4 of a flow in 4 steps: a wide last step, as of `COARSE`."""
+SHIFTED = FlowSchedule(shift=3.0)
+"""Stable Diffusion 3's."""
 
 PROMPTS = Listed(("a cat", "a dog", "a bird"))
 
@@ -38,7 +41,7 @@ def prompts(*texts: str) -> list[Prompt]:
 def linear(
     mean: Sequence[float] = (0.5, -0.5),
     log_std: float = -0.3,
-    schedule: DiffusionSchedule = ENDS_NOISY,
+    schedule: DiffusionSchedule | FlowSchedule = ENDS_NOISY,
     shifts: Mapping[str, float] | None = None,
 ) -> Linear:
     return Linear(schedule, mean, log_std, shifts)
@@ -96,22 +99,6 @@ class Network(nn.Module):
 
     def decode(self, x: Tensor) -> Tensor:
         return x.sigmoid()
-
-
-@dataclass(frozen=True)
-class Window:
-    """DDIM that keeps its noise at some steps only: the scored steps are then not the first ones."""
-
-    num_steps: int
-    steps: tuple[int, ...]
-    deterministic = False
-
-    def on(self, schedule: DiffusionSchedule) -> Kernel:
-        full = DDIM(num_steps=self.num_steps).on(schedule)
-        kept = torch.tensor([step in self.steps for step in range(self.num_steps)])
-        names = ("times", "signal", "sigma", "clean", "noise", "parameterisation")
-        tables = {name: getattr(full, name) for name in names}
-        return kernel(**tables, std=torch.where(kept, full.std, 0.0))
 
 
 def affine_steps(policy: Policy, prompt: str = "") -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -8,6 +8,11 @@ from .rollout import Samples as Samples
 from .rollout import sample as sample
 from .samplers.ddim import DDIM as DDIM
 from .samplers.ddpm import DDPM as DDPM
+from .samplers.flow import CPS as CPS
+from .samplers.flow import DanceSDE as DanceSDE
+from .samplers.flow import FlowODE as FlowODE
+from .samplers.flow import FlowSDE as FlowSDE
+from .samplers.window import Window as Window
 from .train.loop import train as train
 from .train.settings import AdamW as AdamW
 from .train.settings import Training as Training

@@ -36,6 +36,8 @@ from burnish.rewards.image import Compressibility, Incompressibility
 from burnish.rewards.portraits import PortraitAlignment
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
+from burnish.samplers.flow import CPS, DanceSDE, FlowODE, FlowSDE
+from burnish.samplers.window import Window
 from burnish.train.settings import AdamW, Training, check
 
 
@@ -97,7 +99,7 @@ class Recipe:
     prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
-    sampler: DDIM | DDPM = field(default_factory=DDIM)
+    sampler: DDIM | DDPM | FlowODE | FlowSDE | DanceSDE | CPS | Window = field(default_factory=DDIM)
     algorithm: (
         DDPOIS
         | DDPOSF
@@ -125,15 +127,19 @@ class Recipe:
         weights.check(self.trainable, self.model.dtype)
         if self.algorithm.needs_density and self.sampler.deterministic:
             raise ValueError(
-                "sampler.eta = 0 makes every step deterministic, but the algorithm learns from the "
-                "steps' densities; set sampler.eta above 0"
+                f"sampler.name = {NAMES[type(self.sampler)]!r} with these settings makes every step "
+                "deterministic, but the algorithm learns from the steps' densities; set sampler.eta above "
+                "0, or take a sampler with noise"
             )
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
+        if isinstance(self.sampler, Window):
+            _check_window(self.algorithm.train_steps, self.sampler)
 
 
 NAMES: Mapping[type, str] = {
     AWM: "awm",
     BestOf: "best-of",
+    CPS: "cps",
     D3PO: "d3po",
     DPO: "dpo",
     DPOK: "dpok",
@@ -148,6 +154,9 @@ NAMES: Mapping[type, str] = {
     DDPM: "ddpm",
     DDPOIS: "ddpo-is",
     DDPOSF: "ddpo-sf",
+    DanceSDE: "dance-sde",
+    FlowODE: "flow-ode",
+    FlowSDE: "flow-sde",
     Full: "full",
     Incompressibility: "incompressibility",
     Listed: "list",
@@ -157,6 +166,7 @@ NAMES: Mapping[type, str] = {
     Portraits: "portraits",
     PromptFile: "file",
     WholeBatch: "whole-batch",
+    Window: "window",
 }
 """What a table's `name` calls a class where there is a choice."""
 
@@ -326,6 +336,25 @@ def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> N
     if last >= num_steps:
         raise ValueError(
             f"algorithm.train_steps = {train_steps} does not fit sampler.num_steps = {num_steps}"
+        )
+
+
+def _check_window(train_steps: int | tuple[int, ...] | None, window: Window) -> None:
+    listed = train_steps if isinstance(train_steps, tuple) else ()
+    inside = range(window.start, window.start + window.size)
+    if window.move != "fixed" and listed:
+        raise ValueError(
+            f"algorithm.train_steps = {list(listed)}, but sampler.move = {window.move!r}: a window that "
+            "moves does not always hold these steps; leave train_steps out, or give a number"
+        )
+    if not set(listed) <= set(inside):
+        raise ValueError(
+            f"algorithm.train_steps = {list(listed)} does not fit the sampler's window, which holds "
+            f"the steps {list(inside)}"
+        )
+    if isinstance(train_steps, int) and train_steps > window.size:
+        raise ValueError(
+            f"algorithm.train_steps = {train_steps} does not fit sampler.size = {window.size}"
         )
 
 

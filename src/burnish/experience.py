@@ -17,7 +17,16 @@ from burnish.policy import Cond, Denoiser, MediaEncoder, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
 from burnish.reward import Reward, score
-from burnish.rollout import Samples, Trajectory, decode, join, join_samples, rollout
+from burnish.rollout import (
+    ALONE,
+    Samples,
+    Sharing,
+    Trajectory,
+    decode,
+    join,
+    join_samples,
+    rollout,
+)
 from burnish.rows import Rows
 
 R = TypeVar("R", bound=Rows)
@@ -47,9 +56,11 @@ class Experience:
     rewards: Float[Tensor, " batch"]
 
 
-def act(task: Task, prompts: Sequence[Prompt], randomness: Randomness) -> Experience:
+def act(
+    task: Task, prompts: Sequence[Prompt], randomness: Randomness, sharing: Sharing = ALONE
+) -> Experience:
     """Draw one sample a prompt and ask for its reward. Raises `RewardError`."""
-    trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch)
+    trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch, sharing)
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
 

@@ -7,6 +7,7 @@ that table; the arithmetic is here, once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,4 +88,19 @@ def kernel(
         std=std,
         parameterisation=parameterisation,
         stochastic=tuple(torch.nonzero(std > 0).flatten().tolist()),
+    )
+
+
+def within(steps: Sequence[int], inside: Kernel, outside: Kernel) -> Kernel:
+    """`inside` at these steps and `outside` at all others; both walk the same grid."""
+    chosen = torch.zeros(inside.num_steps, dtype=torch.bool)
+    chosen[list(steps)] = True
+    return kernel(
+        times=inside.times,
+        signal=inside.signal,
+        sigma=inside.sigma,
+        clean=torch.where(chosen, inside.clean, outside.clean),
+        noise=torch.where(chosen, inside.noise, outside.noise),
+        std=torch.where(chosen, inside.std, outside.std),
+        parameterisation=inside.parameterisation,
     )

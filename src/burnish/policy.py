@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from burnish.kernels import Kernel
+from burnish.randomness import Randomness
 from burnish.schedules import Schedule
 from burnish.transitions import Gaussian
 
@@ -84,7 +85,14 @@ class Sampler(Protocol):
         """True if no step has a density, whatever the schedule."""
         ...
 
-    def on(self, schedule: Any) -> Kernel:
+    def at(self, iteration: int, randomness: Randomness) -> Sampler:
+        """The sampler of an iteration, counted from 0: itself, unless it moves (`Window`).
+
+        A function of its arguments: it remembers nothing, so a resumed run has the same ones.
+        """
+        ...
+
+    def on(self, schedule: Schedule) -> Kernel:
         """Raises ValueError for a schedule of another family (diffusion, flow)."""
         ...
 
@@ -109,6 +117,11 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return next(iter(self.denoiser.parameters())).device
+
+    def at(self, iteration: int, randomness: Randomness) -> Policy:
+        """The policy of an iteration, counted from 0, over the same denoiser; see `Sampler.at`."""
+        sampler = self.sampler.at(iteration, randomness)
+        return self if sampler == self.sampler else replace(self, sampler=sampler)
 
     def transition(self, step: Int[Tensor, " batch"], x: Tensor, cond: Cond) -> Gaussian:
         """Distribution of the next state; each row may be at a step of its own."""

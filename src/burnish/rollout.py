@@ -56,7 +56,8 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
 class Trajectory:
     """Denoising chains as they were drawn.
 
-    states: in the policy's storage dtype; [0] is noise, [-1] is clean
+    states: in the policy's storage dtype, from noise to data: those before and after each of `steps`, once
+        each, and last the clean one
     log_prob: float32, nats, summed over the event; row j is the step `steps[j]`
     steps: the steps that have a density
     cond: conditioning of each chain
@@ -71,12 +72,23 @@ class Trajectory:
     def x0(self) -> Tensor:
         return self.states[-1]
 
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Index in `states` of the state before each of `steps`; the next one is the state after it."""
+        kept = _kept(self.steps)
+        return tuple(kept.index(step) for step in self.steps)
+
     def chains(self, places: Sequence[int]) -> Trajectory:
         """The chains at these places, in this order."""
         index = torch.tensor(places, device=self.states.device)
         return Trajectory(
             self.states[:, index], self.log_prob[:, index], self.steps, take(self.cond, index)
         )
+
+
+def _kept(steps: Sequence[int]) -> list[int]:
+    """The states before and after each of these steps, numbered by the step that they are before."""
+    return sorted({state for step in steps for state in (step, step + 1)})
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -89,17 +101,46 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """What the chains of a group, neighbours of one prompt, have in common.
+
+    group: chains in a group
+    states: of a group that are the same, counted from noise: 0 for none, 1 for the initial noise, k + 1 for
+        the chain up to where step k branches
+    """
+
+    group: int = 1
+    states: int = 0
+
+
+ALONE = Sharing()
+
+
 def rollout(
-    policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, batch: int
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    randomness: Randomness,
+    batch: int,
+    sharing: Sharing = ALONE,
 ) -> Trajectory:
     """Draw one chain a prompt; no gradient.
 
-    The noise of chain i comes from (randomness, i): `batch`, the chains computed at once, changes
-    speed and memory, and the result within float tolerance only.
+    The noise of chain i comes from (randomness, i), and what is shared from its group's first chain: `batch`,
+    the chains computed at once, changes speed and memory, and the result within float tolerance only.
+
+    Raises ValueError if the chains of a group would be the same to their end.
     """
+    drawn = policy.kernel.stochastic
+    most = max(drawn) + 1 if drawn else 0
+    if sharing.states > most:
+        raise ValueError(
+            f"chains that share {sharing.states} states would be the same to their end: the steps "
+            f"{list(drawn)} of this sampler draw, so {most} states can be shared at most"
+        )
 
     def chains(start: int) -> Trajectory:
-        return _chains(policy, prompts[start : start + batch], randomness, start)
+        return _chains(policy, prompts[start : start + batch], randomness, start, sharing)
 
     starts = range(0, len(prompts), batch)
     return join(list(side_by_side(chains, starts, policy.device)))
@@ -107,22 +148,40 @@ def rollout(
 
 @torch.no_grad()
 def _chains(
-    policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, start: int
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    randomness: Randomness,
+    start: int,
+    sharing: Sharing,
 ) -> Trajectory:
     kernel = policy.kernel
     indices = range(start, start + len(prompts))
-    noise = randomness.normal(indices, (kernel.num_steps + 1, *policy.denoiser.event_shape))
-    noise = noise.to(policy.device).unbind(1)
+    shape = (kernel.num_steps + 1, *policy.denoiser.event_shape)
+    noise = _noise(randomness, indices, shape, sharing).to(policy.device).unbind(1)
     cond = policy.denoiser.encode([prompt.text for prompt in prompts])
-    states, log_prob = [noise[0].to(policy.storage)], []
+    state, states, log_prob = noise[0].to(policy.storage), [], []
+    kept = _kept(kernel.stochastic)
     for k in range(kernel.num_steps):
+        if k in kept:
+            states.append(state)
         step = torch.full((len(prompts),), k, device=policy.device)
-        transition = policy.transition(step, states[-1], cond)
-        states.append(transition.sample(noise[k + 1]).to(policy.storage))
+        transition = policy.transition(step, state, cond)
+        state = transition.sample(noise[k + 1]).to(policy.storage)
         if k in kernel.stochastic:
-            log_prob.append(transition.log_prob(states[-1]))
+            log_prob.append(transition.log_prob(state))
     scores = torch.stack(log_prob) if log_prob else noise[0].new_empty(0, len(prompts))
-    return Trajectory(torch.stack(states), scores, kernel.stochastic, cond)
+    return Trajectory(torch.stack([*states, state]), scores, kernel.stochastic, cond)
+
+
+def _noise(
+    randomness: Randomness, indices: Sequence[int], shape: Sequence[int], sharing: Sharing
+) -> Tensor:
+    """(chains, states, *event): the initial noise of each chain, and that of each of its steps."""
+    noise = randomness.normal(indices, shape)
+    if sharing.states:
+        firsts = [index - index % sharing.group for index in indices]
+        noise[:, : sharing.states] = randomness.normal(firsts, shape)[:, : sharing.states]
+    return noise
 
 
 def decode(policy: Policy, x0: Tensor, prompts: Sequence[Prompt], batch: int) -> Samples:

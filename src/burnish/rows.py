@@ -66,11 +66,15 @@ class Transitions:
 
     @property
     def x(self) -> Float[Tensor, "rows *event"]:
-        return self.trajectory.states[self.step, self.sample]
+        return self.trajectory.states[self._before, self.sample]
 
     @property
     def x_next(self) -> Float[Tensor, "rows *event"]:
-        return self.trajectory.states[self.step + 1, self.sample]
+        return self.trajectory.states[self._before + 1, self.sample]
+
+    @property
+    def _before(self) -> Int[Tensor, " rows"]:
+        return torch.tensor(self.trajectory.before, device=self.position.device)[self.position]
 
     @property
     def old_log_prob(self) -> Float[Tensor, " rows"]:

@@ -1,14 +1,14 @@
 """Noise schedules: what a model was trained with, and the time grid that a sampler walks on it.
 
 Everywhere x_t = signal_t x0 + sigma_t e, with signal_t^2 = abar_t and sigma_t^2 = 1 - abar_t for
-diffusion. Tables are float64.
+diffusion, and signal_t = 1 - t and sigma_t = t for flow matching. Tables are float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -135,10 +135,13 @@ class DiffusionSchedule:
     spacing: Callable[[int, int, int], Tensor] = leading
     offset: int = 0
 
+    def at(self, time: Int[Tensor, " batch"]) -> Level:
+        """The level at a time that the network is fed."""
+        alpha_bar = self.alpha_bar.to(time.device)[time]
+        return Level(time, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
     def level(self, quantile: Float[Tensor, " batch"]) -> Level:
-        alpha_bar = self.alpha_bar.to(quantile.device)
-        time = (quantile * len(alpha_bar)).long()
-        return Level(time, alpha_bar[time].sqrt(), (1 - alpha_bar[time]).sqrt())
+        return self.at((quantile * len(self.alpha_bar)).long())
 
     def grid(self, num_steps: int) -> Grid:
         """Times and abar for `num_steps` steps; the same table as diffusers' `DDIMScheduler`.
@@ -162,6 +165,88 @@ class DiffusionSchedule:
             after >= 0, self.alpha_bar[after.clamp(min=0)], self.final_alpha_bar
         )
         return Grid(time=time, alpha_bar=self.alpha_bar[time], next_alpha_bar=next_alpha_bar)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowGrid:
+    """The times a sampler visits, counted from noise, with sigma before and after each step.
+
+    time: float32, what the network is fed
+    sigma, next_sigma: the flow's own time, from 1 (noise) to 0 (data)
+    """
+
+    time: Float[Tensor, " steps"]
+    sigma: Float[Tensor, " steps"]
+    next_sigma: Float[Tensor, " steps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowSchedule:
+    """Flow matching: x_t = (1 - t) x0 + t e; a network is fed the time num_train * t.
+
+    num_train: times that the model was trained on
+    shift: moves all levels towards noise, t -> shift t / (1 + (shift - 1) t), as a larger image asks for
+        (Esser et al. 2024, arXiv 2403.03206, eq. 23); 3 in Stable Diffusion 3, 1 for none
+    parameterisation: `FLOW` (a velocity) or `SAMPLE`; at t = 1 no signal is left to read x0 from a noise by
+    """
+
+    num_train: int = 1000
+    shift: float = 3.0
+    parameterisation: Parameterisation = FLOW
+
+    def __post_init__(self) -> None:
+        if self.num_train < 1:
+            raise ValueError(f"num_train = {self.num_train}, expected at least 1")
+        if self.shift <= 0:
+            raise ValueError(f"shift = {self.shift}, expected a positive number; 1 for none")
+        if self.parameterisation not in (FLOW, SAMPLE):
+            raise ValueError(
+                "a FlowSchedule's parameterisation is schedules.FLOW or schedules.SAMPLE"
+            )
+
+    def at(self, time: Float[Tensor, " batch"]) -> Level:
+        """The level at a time that the network is fed, in [0, num_train]."""
+        sigma = time.double() / self.num_train
+        return Level(time, 1 - sigma, sigma)
+
+    def level(self, quantile: Float[Tensor, " batch"]) -> Level:
+        sigma = self.shifted(((quantile * self.num_train).floor() + 1) / self.num_train)
+        return Level(self._time(sigma), 1 - sigma, sigma)
+
+    def grid(self, num_steps: int) -> FlowGrid:
+        """The table of diffusers' `FlowMatchEulerDiscreteScheduler`: from t = 1 to the least trained t in
+        equal strides, then shifted (a second time, as there: the least trained t is shifted itself), and a
+        last step to t = 0.
+
+        Raises ValueError if there is no such grid.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps = {num_steps}, expected at least 1")
+        least = self.shifted(torch.tensor(1 / self.num_train, dtype=torch.float64)).item()
+        sigma = self.shifted(torch.linspace(1, least, num_steps, dtype=torch.float64))
+        after = torch.cat([sigma[1:], torch.zeros(1, dtype=torch.float64)])
+        return FlowGrid(time=self._time(sigma), sigma=sigma, next_sigma=after)
+
+    def shifted(self, sigma: Tensor) -> Tensor:
+        """Where the shift moves flow times in [0, 1]; 0 and 1 stay."""
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        return (sigma * self.num_train).float()
+
+
+Family = TypeVar("Family", DiffusionSchedule, FlowSchedule)
+
+
+def of_family(family: type[Family], schedule: object, sampler: object) -> Family:
+    """The schedule itself. Raises ValueError if it is not of the family that the sampler walks."""
+    if isinstance(schedule, family):
+        return schedule
+    raise ValueError(
+        f"{type(sampler).__name__} walks a {family.__name__}, but the model was trained with a "
+        f"{type(schedule).__name__}. Take DDIM or DDPM for a DiffusionSchedule; FlowODE, FlowSDE, DanceSDE "
+        "or CPS for a FlowSchedule"
+    )
 
 
 def scaled_linear(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from worlds import (
     ALPHA_BAR,
     ENDS_CLEAN,
     ENDS_NOISY,
+    SHIFTED,
+    STRAIGHT,
     affine_steps,
     final_moments,
     linear,
@@ -21,7 +25,9 @@ from burnish.randomness import Randomness
 from burnish.rollout import Samples, rollout
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
-from burnish.schedules import DiffusionSchedule, scaled_linear
+from burnish.samplers.flow import CPS, DanceSDE, FlowODE, FlowSDE
+from burnish.samplers.window import Window
+from burnish.schedules import SAMPLE, DiffusionSchedule, scaled_linear
 
 SAMPLERS = [
     DDIM(num_steps=5, eta=1.0),
@@ -32,8 +38,34 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize("schedule", [ENDS_NOISY, ENDS_CLEAN])
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+FLOWS = [
+    FlowODE(num_steps=5),
+    FlowSDE(num_steps=5),
+    DanceSDE(num_steps=5, eta=0.5),
+    CPS(num_steps=5),
+    Window(sampler=FlowSDE(num_steps=5), size=2, start=1),
+]
+SCHEDULES = {
+    "noisy end": ENDS_NOISY,
+    "clean end": ENDS_CLEAN,
+    "straight": STRAIGHT,
+    "shifted": SHIFTED,
+}
+
+
+def on(samplers: list, *names: str) -> list:
+    """A case for each of the samplers on each of the schedules."""
+    return [
+        pytest.param(sampler, SCHEDULES[name], id=f"{sampler}, {name}")
+        for sampler in samplers
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule"),
+    [*on(SAMPLERS, "noisy end", "clean end"), *on(FLOWS, "straight", "shifted")],
+)
 def test_moments_are_those_of_the_affine_chain_read_off_its_transitions(sampler, schedule):
     model = linear((0.5, -1.0), -0.3, schedule, shifts={"a cat": 0.7})
     policy = Policy(model, sampler)
@@ -44,9 +76,11 @@ def test_moments_are_those_of_the_affine_chain_read_off_its_transitions(sampler,
     torch.testing.assert_close(variance.expand(2), expected_variance, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_the_gradient_of_the_expected_reward_is_that_of_the_affine_chain(sampler):
-    model = linear()
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), [*on(SAMPLERS, "noisy end"), *on(FLOWS, "straight")]
+)
+def test_the_gradient_of_the_expected_reward_is_that_of_the_affine_chain(sampler, schedule):
+    model = linear(schedule=schedule)
     policy = Policy(model, sampler)
     leaves = [model.mean, model.log_std]
     ours = torch.autograd.grad(model.expected_reward(policy.kernel, (1.0, 2.0)), leaves)
@@ -55,10 +89,12 @@ def test_the_gradient_of_the_expected_reward_is_that_of_the_affine_chain(sampler
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_rollouts_end_with_the_moments_and_earn_the_expected_reward(sampler):
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), [*on(SAMPLERS, "noisy end"), *on(FLOWS[1:4], "straight")]
+)
+def test_rollouts_end_with_the_moments_and_earn_the_expected_reward(sampler, schedule):
     count, target = 6000, (1.0, 0.0)
-    model = linear(shifts={"a cat": 0.7})
+    model = linear(schedule=schedule, shifts={"a cat": 0.7})
     policy = Policy(model, sampler)
     x0 = rollout(policy, prompts("a cat") * count, Randomness(0), count).x0.flatten(1).double()
     mean, variance = (value.detach() for value in model.moments(policy.kernel, "a cat"))
@@ -84,6 +120,24 @@ def test_the_network_is_the_regression_of_the_noise_on_the_state():
             ).flatten()
         # a conditional mean leaves a residual without mean and without correlation to the state
         residual = noise - predicted
+        standard_error = 5 / count**0.5 * residual.std()
+        assert residual.mean().abs() < standard_error
+        assert ((x - x.mean()) / x.std() * residual).mean().abs() < standard_error
+
+
+@pytest.mark.parametrize("time", [1.0, 300.0, 999.0, 1000.0])
+def test_a_flow_network_is_the_regression_of_the_velocity_on_the_state(time):
+    count = 200_000
+    x0, e = torch.randn(2, count, generator=torch.Generator().manual_seed(0)).unbind()
+    x0 = 1.5 + x0 * torch.tensor(-0.5).exp()
+    t = time / 1000
+    x = (1 - t) * x0 + t * e
+    feed = (x.reshape(-1, 1, 1, 1), torch.full((count,), time), {"shift": torch.zeros(count)})
+    velocity, clean = (
+        linear((1.5,), -0.5, schedule).predict(*feed).detach().flatten()
+        for schedule in (STRAIGHT, replace(STRAIGHT, parameterisation=SAMPLE))
+    )
+    for residual in (e - x0 - velocity, x0 - clean):
         standard_error = 5 / count**0.5 * residual.std()
         assert residual.mean().abs() < standard_error
         assert ((x - x.mean()) / x.std() * residual).mean().abs() < standard_error

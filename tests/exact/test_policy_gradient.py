@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from worlds import ALPHA_BAR, COARSE, Window, affine_steps, linear, prompts, reward_of_chain
+from worlds import (
+    ALPHA_BAR,
+    COARSE,
+    COARSE_FLOW,
+    STRAIGHT,
+    affine_steps,
+    linear,
+    prompts,
+    reward_of_chain,
+)
 
 from burnish import losses, rows
 from burnish.models.linear import Linear
@@ -22,7 +31,9 @@ from burnish.randomness import Randomness
 from burnish.rollout import Trajectory, rollout
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
-from burnish.schedules import DiffusionSchedule, trailing
+from burnish.samplers.flow import CPS, DanceSDE, FlowSDE
+from burnish.samplers.window import Window
+from burnish.schedules import DiffusionSchedule, FlowSchedule, trailing
 
 CHAINS, GROUPS = 8_000, 32
 UNCLIPPED = 1e9
@@ -87,18 +98,24 @@ class World:
         return estimates(self.model, self.sampler, self.trajectory, self.advantage, loss)
 
 
-def world(sampler: Sampler) -> World:
-    model, target = linear((0.5, -0.5), -0.3, COARSE), (3.0, -2.0)
+def world(sampler: Sampler, schedule: DiffusionSchedule | FlowSchedule) -> World:
+    model, target = linear((0.5, -0.5), -0.3, schedule), (3.0, -2.0)
     return World(model, sampler, target, *drawn(model, sampler, target))
 
 
-SAMPLERS = [DDIM(num_steps=5), DDIM(num_steps=4, eta=0.5), DDPM(num_steps=5, variance="beta")]
+WORLDS = [
+    (DDIM(num_steps=5), COARSE),
+    (DDIM(num_steps=4, eta=0.5), COARSE),
+    (DDPM(num_steps=5, variance="beta"), COARSE),
+    (FlowSDE(num_steps=4), STRAIGHT),
+    (DanceSDE(num_steps=4, eta=0.7), COARSE_FLOW),
+]
 
 
-@pytest.fixture(scope="module", params=SAMPLERS, ids=str)
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda pair: str(pair[0]))
 def on_policy(request: pytest.FixtureRequest) -> tuple[World, Tensor]:
     """A world, and the exact gradient of its expected reward."""
-    found = world(request.param)
+    found = world(*request.param)
     kernel = found.sampler.on(found.model.schedule)
     return found, exact_gradient(found.model.expected_reward(kernel, found.target), found.model)
 
@@ -116,13 +133,21 @@ def test_the_standard_errors_are_small_enough_to_see_a_gradient_wrong_by_a_quart
         assert_agree(found.estimates(score_function), 1.25 * exact, sharp=1.0)
 
 
-@pytest.fixture(scope="module")
-def window() -> tuple[World, Tensor]:
-    """A world with noise at two steps, and the exact gradient through those two alone."""
-    found = world(Window(5, (1, 2)))
-    policy = Policy(found.model, found.sampler)
+WINDOWS = [
+    (Window(sampler=DDIM(num_steps=5), size=2, start=1), COARSE, (1, 2)),
+    (Window(sampler=FlowSDE(num_steps=5), size=2, start=2), STRAIGHT, (2, 3)),
+    (CPS(num_steps=4), COARSE_FLOW, (0, 1, 2)),
+]
+
+
+@pytest.fixture(scope="module", params=WINDOWS, ids=lambda world: str(world[0]))
+def window(request: pytest.FixtureRequest) -> tuple[World, Tensor]:
+    """A world with noise at some steps only, and the exact gradient through those alone."""
+    sampler, schedule, noisy = request.param
+    found = world(sampler, schedule)
+    policy = Policy(found.model, sampler)
     own, frozen = affine_steps(policy), detached_steps(policy)
-    mixed = [own[k] if k in (1, 2) else frozen[k] for k in range(5)]
+    mixed = [own[k] if k in noisy else frozen[k] for k in range(sampler.num_steps)]
     return found, exact_gradient(reward_of_chain(mixed, found.target), found.model)
 
 

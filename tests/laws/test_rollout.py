@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from worlds import ALPHA_BAR, ENDS_CLEAN, PROMPTS, Network, Window, linear, prompts
+from worlds import ALPHA_BAR, ENDS_CLEAN, PROMPTS, STRAIGHT, Network, linear, prompts
 
 from burnish import rows
+from burnish.algorithms.grpo import GRPO
+from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
-from burnish.rollout import decode, rollout, sample
+from burnish.rollout import Sharing, decode, rollout, sample
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
+from burnish.samplers.flow import CPS, FlowODE, FlowSDE
+from burnish.samplers.window import Window
 from burnish.schedules import DiffusionSchedule
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -156,9 +160,21 @@ def test_scores_are_the_densities_of_the_drawn_steps_by_hand():
             (0, 1, 2, 3),
         ),
         (Policy(linear(), DDIM(num_steps=5, eta=0.0)), ()),
-        (Policy(linear(), Window(5, (1, 3))), (1, 3)),
+        (Policy(linear(), Window(sampler=DDIM(num_steps=5), size=2, start=1)), (1, 2)),
+        (Policy(linear(schedule=STRAIGHT), FlowSDE(num_steps=5)), (0, 1, 2, 3, 4)),
+        (Policy(linear(schedule=STRAIGHT), CPS(num_steps=5)), (0, 1, 2, 3)),
+        (Policy(linear(schedule=STRAIGHT), FlowODE(num_steps=5)), ()),
     ],
-    ids=["noisy end", "clean end", "no move at the end", "deterministic", "window"],
+    ids=[
+        "noisy end",
+        "clean end",
+        "no move at the end",
+        "deterministic",
+        "window",
+        "flow SDE",
+        "CPS",
+        "flow ODE",
+    ],
 )
 def test_a_step_without_variance_is_not_scored_and_not_trained(policy, scored):
     drawn = rollout(policy, many(3), Randomness(0), 2)
@@ -171,13 +187,83 @@ def test_a_step_without_variance_is_not_scored_and_not_trained(policy, scored):
             rows.transitions(drawn, advantages(3), [*scored, step])
 
 
-def test_a_deterministic_chain_is_a_function_of_its_first_noise():
-    policy = Policy(linear(schedule=ENDS_CLEAN), DDIM(num_steps=5, eta=0.0))
-    drawn = rollout(policy, many(4), Randomness(0), 4)
-    for k in range(5):
+def replayed(policy: Policy, count: int, num_steps: int) -> torch.Tensor:
+    """Every state of `rollout`'s chains under Randomness(0), by the policy's transitions alone."""
+    noise = Randomness(0).normal(range(count), (num_steps + 1, *policy.denoiser.event_shape))
+    cond = policy.denoiser.encode([prompt.text for prompt in many(count)])
+    states = [noise[:, 0]]
+    for k in range(num_steps):
         with torch.no_grad():
-            transition = policy.transition(torch.full((4,), k), drawn.states[k], drawn.cond)
-        assert torch.equal(drawn.states[k + 1], transition.mean)
+            transition = policy.transition(torch.full((count,), k), states[-1], cond)
+        states.append(transition.sample(noise[:, k + 1]))
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kept"),
+    [
+        (DDIM(num_steps=5), [0, 1, 2, 3, 4, 5]),
+        (DDIM(num_steps=5, eta=0.0), [5]),
+        (Window(sampler=DDIM(num_steps=5), size=2, start=0), [0, 1, 2, 5]),
+        (Window(sampler=DDIM(num_steps=5), size=2, start=1), [1, 2, 3, 5]),
+        (Window(sampler=DDIM(num_steps=5), size=2, start=2), [2, 3, 4, 5]),
+        (Window(sampler=DDIM(num_steps=5), size=2, start=3), [3, 4, 5]),
+    ],
+    ids=["all", "none", "at noise", "inside", "one before the end", "at the end"],
+)
+def test_only_the_scored_steps_states_and_the_last_are_stored(sampler, kept):
+    policy = Policy(linear(), sampler)
+    drawn = rollout(policy, many(4), Randomness(0), 3)
+    whole = replayed(policy, 4, 5)
+    assert torch.equal(drawn.states, whole[kept])
+    assert drawn.states.untyped_storage().nbytes() == len(kept) * whole[0].numel() * 4
+    assert torch.equal(drawn.x0, whole[-1])
+    for step in drawn.steps:
+        found = rows.transitions(drawn, advantages(4), [step])
+        assert torch.equal(found.x, whole[step])
+        assert torch.equal(found.x_next, whole[step + 1])
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_the_chains_of_a_group_share_as_many_states_as_asked_for(batch):
+    policy, asked = Policy(linear(), DDIM(num_steps=4)), prompts("") * 8
+    alone = rollout(policy, asked, Randomness(0), 8)
+    for shared in range(5):
+        drawn = rollout(policy, asked, Randomness(0), batch, Sharing(group=4, states=shared))
+        groups = drawn.states.unflatten(1, (2, 4))
+        assert torch.equal(groups[:, :, 0], alone.states.unflatten(1, (2, 4))[:, :, 0])
+        same = (groups == groups[:, :, :1]).flatten(2).all(2)
+        assert same.all(1).tolist() == [True] * shared + [False] * (5 - shared)
+        assert len(drawn.x0.unique()) == drawn.x0.numel()
+
+
+@pytest.mark.parametrize("refill", [0, 2])
+def test_a_group_of_grpo_branches_where_it_is_asked_to(refill):
+    """Also a group that was drawn again: a reward of 0 for all but the last draw leaves no spread."""
+    given = iter([torch.zeros(8)] * refill + [torch.arange(8.0)] * 2)
+    algorithm = GRPO(group_size=4, shared=3, refill=refill)
+    task = Task(Policy(linear(), DDIM(num_steps=4)), PROMPTS, lambda _: next(given), 8, 8)
+    states = algorithm.collect(task, memory={}, randomness=Randomness(0)).rows.trajectory.states
+    groups = states.unflatten(1, (2, 4))
+    same = (groups == groups[:, :, :1]).flatten(2).all(2)
+    assert same.tolist() == [[True] * 2] * 3 + [[False] * 2] * 2
+    assert not torch.equal(groups[0, 0], groups[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "most"),
+    [
+        (DDIM(num_steps=4), 4),
+        (Window(sampler=DDIM(num_steps=4), size=2, start=1), 3),
+        (DDIM(num_steps=4, eta=0.0), 0),
+    ],
+    ids=["all", "window", "deterministic"],
+)
+def test_chains_that_would_be_the_same_to_their_end_are_refused(sampler, most):
+    policy, asked = Policy(linear(), sampler), prompts("") * 4
+    rollout(policy, asked, Randomness(0), 4, Sharing(group=2, states=most))
+    with pytest.raises(ValueError, match=f"share {most + 1} states .* {most} states can be shared"):
+        rollout(policy, asked, Randomness(0), 4, Sharing(group=2, states=most + 1))
 
 
 def test_rollout_leaves_no_gradient():

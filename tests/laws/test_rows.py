@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from worlds import Network, Window, linear, prompts
+from worlds import Network, linear, prompts
 
 from burnish import rows
 from burnish.policy import Policy, snapshot, using
 from burnish.randomness import Randomness
 from burnish.rollout import Trajectory, rollout
 from burnish.samplers.ddim import DDIM
+from burnish.samplers.window import Window
 
 
 def numbered() -> Trajectory:
-    """4 steps and 3 chains, each value telling its place; steps 1 and 3 have a density."""
-    states = 10.0 * torch.arange(5).reshape(5, 1, 1) + torch.arange(3).reshape(1, 3, 1)
+    """7 steps and 3 chains, each value telling its place; steps 1, 3 and 4 have a density."""
+    kept = torch.tensor([1, 2, 3, 4, 5, 7])
+    states = 10.0 * kept.reshape(6, 1, 1) + torch.arange(3).reshape(1, 3, 1)
     return Trajectory(
-        states=states.expand(5, 3, 2),
-        log_prob=torch.tensor([[-10.0, -11.0, -12.0], [-30.0, -31.0, -32.0]]),
-        steps=(1, 3),
+        states=states.expand(6, 3, 2),
+        log_prob=-10.0 * torch.tensor([[1], [3], [4]]) - torch.arange(3),
+        steps=(1, 3, 4),
         cond={"shift": torch.tensor([100.0, 101.0, 102.0])},
     )
 
@@ -38,6 +40,14 @@ def test_rows_are_all_steps_chain_by_chain():
     assert found.event_size == 2
 
 
+def test_a_step_has_the_states_beside_it_whatever_steps_are_left_out():
+    found = rows.transitions(numbered(), torch.zeros(3), [4, 1, 3])
+    assert found.x[:3, 0].tolist() == [40, 10, 30]
+    assert found.x_next[:3, 0].tolist() == [50, 20, 40]
+    assert found.old_log_prob[:3].tolist() == [-40, -10, -30]
+    assert numbered().x0[:, 0].tolist() == [70, 71, 72]
+
+
 def test_a_row_keeps_its_values_under_any_index():
     found = rows.transitions(numbered(), torch.tensor([0.0, 1.0, 2.0]), [3, 1])
     assert found.step.tolist() == [3, 1, 3, 1, 3, 1]
@@ -52,13 +62,17 @@ def test_a_row_keeps_its_values_under_any_index():
     assert some.cond["shift"].tolist() == [101, 102, 102]
 
 
-@pytest.mark.parametrize("step", [0, 2, 4, -1])
+@pytest.mark.parametrize("step", [0, 2, 5, -1])
 def test_a_step_without_density_is_refused(step):
-    with pytest.raises(ValueError, match=rf"step {step} has no density .* one of \[1, 3\]"):
+    with pytest.raises(ValueError, match=rf"step {step} has no density .* one of \[1, 3, 4\]"):
         rows.transitions(numbered(), torch.zeros(3), [1, step])
 
 
-@pytest.mark.parametrize("sampler", [DDIM(num_steps=5), Window(5, (1, 3))], ids=["DDIM", "window"])
+@pytest.mark.parametrize(
+    "sampler",
+    [DDIM(num_steps=5), Window(sampler=DDIM(num_steps=5), size=2, start=1)],
+    ids=["DDIM", "window"],
+)
 def test_rows_of_many_prompts_and_steps_score_in_one_batch_as_each_alone(sampler):
     policy = Policy(linear(shifts={"a cat": 2.0, "a dog": -3.0}), sampler)
     drawn = rollout(policy, prompts("a cat", "a dog", "a bird") * 2, Randomness(0), 6)

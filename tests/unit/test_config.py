@@ -11,6 +11,8 @@ from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
 from burnish.config import ConfigError, Plugin, dump, load_recipe, shipped
 from burnish.rewards.image import Compressibility
 from burnish.samplers.ddim import DDIM
+from burnish.samplers.flow import FlowSDE
+from burnish.samplers.window import Window
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -69,6 +71,18 @@ def test_nested_choices_and_plug_ins():
     assert 'name = "my.rewards:redness"' in dump(recipe)
 
 
+def test_a_window_is_laid_over_any_sampler_with_a_choice_of_noise(tmp_path):
+    override = ["--sampler.name=window", "--sampler.move=sliding", "--algorithm.train_steps=2"]
+    inner = ["--sampler.sampler.name=flow-sde", "--sampler.sampler.num_steps=12"]
+    plain = load_recipe("compressibility", override)
+    assert plain.sampler == Window(sampler=DDIM(), move="sliding")
+    flow = load_recipe("compressibility", [*override, *inner])
+    assert flow.sampler == Window(sampler=FlowSDE(num_steps=12), move="sliding")
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump(flow))
+    assert load_recipe(str(path)) == flow
+
+
 def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[reward]\nname = "compressibility"\nquality = 80\n[sampler]\nnum_steps = 3\n')
@@ -93,7 +107,27 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
         (["--algorithm.train_steps", "[]"], "train_steps", "at least one"),
         (["--algorithm.baseline.min_count", "64"], "algorithm.baseline.min_count", "size"),
         (["--algorithm.name", "ddpo-sf", "--training.updates", "4"], "on-policy", "updates = 1"),
-        (["--sampler.eta", "0"], "sampler.eta", "above 0"),
+        (["--sampler.eta", "0"], "'ddim'", "sampler.eta above 0"),
+        (["--sampler.name", "flow-ode"], "'flow-ode'", "a sampler with noise"),
+        (["--sampler.name", "flow-sd"], "sampler.name", "flow-sde"),
+        (["--sampler.name", "cps", "--sampler.eta", "2"], "sampler.eta", "0 (the ODE) to 1"),
+        (["--sampler.name", "window", "--sampler.size", "21"], "sampler.start", "within"),
+        (["--sampler.name", "window", "--sampler.sampler.eta", "0"], "'window'", "eta above 0"),
+        (
+            ["--sampler.name", "window", "--algorithm.train_steps", "[4]"],
+            "algorithm.train_steps",
+            "[0, 1, 2, 3]",
+        ),
+        (
+            ["--sampler.name=window", "--sampler.move=random", "--algorithm.train_steps=[1]"],
+            "algorithm.train_steps",
+            "moves",
+        ),
+        (
+            ["--sampler.name", "window", "--algorithm.train_steps", "5"],
+            "algorithm.train_steps",
+            "sampler.size = 4",
+        ),
         (["--trainable.name", "full", "--model.dtype", "bfloat16"], "model.dtype", "float32"),
         (["--model.dtype", "float17"], "model.dtype", "bfloat16"),
         (["--reward.quality", "101"], "reward.quality", "1 to 100"),

@@ -20,6 +20,8 @@ from burnish.transitions import Gaussian
         "burnish.algorithms.ddpo",
         "burnish.samplers.ddim",
         "burnish.samplers.ddpm",
+        "burnish.samplers.flow",
+        "burnish.samplers.window",
         "burnish.train.settings",
         "burnish.prompts",
     ],

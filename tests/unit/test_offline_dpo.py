@@ -10,7 +10,7 @@ import tiny
 import torch
 from PIL import Image
 from torch import Tensor
-from worlds import PROMPTS, linear
+from worlds import PROMPTS, Network
 
 import burnish
 from burnish import image_list, rows
@@ -220,8 +220,8 @@ def test_the_latents_are_the_posterior_mean_in_the_units_that_decode_takes(polic
 
 
 def test_a_model_without_an_encoder_is_told_before_anything_is_drawn(folder):
-    with pytest.raises(ValueError, match=r"Linear cannot learn from images .* `encode_media`"):
-        collected(Policy(linear(), DDIM(num_steps=2)), folder)
+    with pytest.raises(ValueError, match=r"Network cannot learn from images .* `encode_media`"):
+        collected(Policy(Network(), DDIM(num_steps=2)), folder)
 
 
 OPTIMIZER = AdamW(learning_rate=1e-2)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from burnish import experience, losses, rows
+from burnish import experience, losses, rollout, rows
 from burnish.algorithms import Collection, Memory
 
 if TYPE_CHECKING:
@@ -42,10 +42,16 @@ def collection(
     )
 
 
-def act_in_groups(task: Task, groups: int, size: int, randomness: Randomness) -> Experience:
-    """`size` samples of each of so many prompts, group by group."""
+def act_in_groups(
+    task: Task, groups: int, size: int, randomness: Randomness, shared: int = 0
+) -> Experience:
+    """`size` samples of each of so many prompts, group by group.
+
+    shared: states that a group's chains have in common, counted from noise (`rollout.Sharing`)
+    """
     drawn = task.prompts.draw(groups, randomness.at("prompts"))
-    return experience.act(task, [prompt for prompt in drawn for _ in range(size)], randomness)
+    asked = [prompt for prompt in drawn for _ in range(size)]
+    return experience.act(task, asked, randomness, rollout.Sharing(group=size, states=shared))
 
 
 def with_reference(task: Task, found: Collection[rows.Transitions]) -> Collection[rows.Transitions]:
@@ -91,7 +97,7 @@ def chosen_steps(
     if not stochastic:
         raise ValueError(
             "this sampler is deterministic: no step has a density, so there is no policy gradient. "
-            "Give it noise, for example sampler.eta = 1"
+            "Give it noise, for example sampler.eta = 1, or take a sampler that has some"
         )
     if asked is None:
         return list(stochastic)

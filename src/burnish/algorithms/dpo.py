@@ -92,7 +92,8 @@ class OfflineDPO:
 
     pairs: str
     """A JSON Lines file, or a folder with one named `metadata.jsonl`: in each line a `prompt`, and the paths
-    of a `chosen` and a `rejected` image from the file's folder. An iteration takes `training.samples` pairs."""
+    of a `chosen` and a `rejected` image from the file's folder. An iteration takes
+    `training.samples` pairs."""
     beta: float = 1000.0
     """Weight of the denoising errors' difference, a mean over dimensions: half of the `beta` of the paper's
     code, which is 2000 for Stable Diffusion 1.5."""

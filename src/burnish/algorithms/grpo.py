@@ -38,6 +38,9 @@ class GRPO:
     kl: float = 0.0
     """Weight of the exact KL to the base model, in advantages a nat; 0 asks for no reference. 0.04 in
     Flow-GRPO's code, 0 in DanceGRPO."""
+    shared: int = 0
+    """States that the chains of a group have in common, counted from noise: 1 for the initial noise
+    (DanceGRPO), k + 1 for the chain up to step k, where the group branches."""
     refill: int = 0
     """How often prompts whose group has no spread, which carries no signal, are replaced by fresh ones."""
     train_steps: chains.TrainSteps = None
@@ -49,7 +52,7 @@ class GRPO:
             raise ValueError(f"group_size = {self.group_size}, expected at least 2")
         if not 0 < self.clip < 1:
             raise ValueError(f"clip = {self.clip}, expected a number between 0 and 1")
-        for name in ("kl", "refill"):
+        for name in ("kl", "shared", "refill"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 or more")
         chains.check(self.advantage_clip, self.train_steps)
@@ -79,14 +82,15 @@ class GRPO:
 
 def _groups(settings: GRPO, task: Task, randomness: Randomness) -> tuple[Experience, int, float]:
     """Samples group by group, the rewards asked for, and the share of groups without spread at first."""
-    size = settings.group_size
-    acted = chains.act_in_groups(task, task.samples // size, size, randomness)
+    size, shared = settings.group_size, settings.shared
+    acted = chains.act_in_groups(task, task.samples // size, size, randomness, shared)
     queries = len(acted.samples)
     dead = first = advantages.without_spread(acted.rewards, size)
     for attempt in range(settings.refill):
         if not dead:
             break
-        fresh = chains.act_in_groups(task, len(dead), size, randomness.at("refill", attempt))
+        again = randomness.at("refill", attempt)
+        fresh = chains.act_in_groups(task, len(dead), size, again, shared)
         queries += len(fresh.samples)
         acted = experience.replace_groups(acted, fresh, dead, size)
         dead = advantages.without_spread(acted.rewards, size)

@@ -1,8 +1,9 @@
 """The closed-form world: a model whose whole chain is affine-Gaussian.
 
-The network is the exact noise prediction for data x0 ~ N(mean, std^2 I). Each step of a sampler is then
-affine in the state, so the law of the final sample is a Gaussian whose moments are known, and so is the
-expected reward of any quadratic reward, with its gradient. Estimators are proven against it.
+The network is the exact prediction for data x0 ~ N(mean, std^2 I), of noise, velocity, or whatever else its
+schedule asks for. Each step of a sampler is then affine in the state, so the law of the final sample is
+a Gaussian whose moments are known, and so is the expected reward of any quadratic reward, with its
+gradient. Estimators are proven against it.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from torch.nn import Parameter
 
 from burnish.kernels import Kernel
 from burnish.policy import Cond
-from burnish.schedules import DiffusionSchedule
+from burnish.schedules import DiffusionSchedule, FlowSchedule
 
 
 class Linear(nn.Module):
-    """E[e | x_t] for x0 ~ N(mean + shift(prompt), exp(log_std)^2 I), with trainable mean and log_std.
+    """E[target | x_t] for x0 ~ N(mean + shift(prompt), exp(log_std)^2 I), with trainable mean and log_std.
 
     Its media are its states, (batch, size, 1, 1), and not images.
     """
 
     def __init__(
         self,
-        schedule: DiffusionSchedule,
+        schedule: DiffusionSchedule | FlowSchedule,
         mean: Sequence[float],
         log_std: float = 0.0,
         shifts: Mapping[str, float] | None = None,
@@ -45,10 +46,14 @@ class Linear(nn.Module):
         return {"shift": shift.to(self.mean.device)}
 
     def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        alpha_bar = self.schedule.alpha_bar.to(x.device)[time].float().reshape(-1, 1, 1, 1)
+        level = self.schedule.at(time)
+        signal, sigma = (each.float().reshape(-1, 1, 1, 1) for each in (level.signal, level.sigma))
         mean = self.mean + cond["shift"].reshape(-1, 1, 1, 1)
-        slope, offset = _noise_estimate(alpha_bar, mean, self.log_std)
-        return slope * x - offset
+        clean, noise = _slopes(signal, sigma, self.log_std)
+        away = x - signal * mean
+        return self.schedule.parameterisation.target(
+            mean + clean * away, noise * away, signal, sigma
+        )
 
     def decode(self, x: Tensor) -> Tensor:
         return x
@@ -72,10 +77,9 @@ class Linear(nn.Module):
         centre = self.mean.double().flatten() + self.shifts.get(prompt, 0.0)
         for k in range(kernel.num_steps):
             signal, sigma = kernel.signal[k], kernel.sigma[k]
-            slope, offset = _noise_estimate(signal.square(), centre, self.log_std.double())
-            gain = kernel.clean[k] * (1 - sigma * slope) / signal + kernel.noise[k] * slope
-            bias = (kernel.clean[k] * sigma / signal - kernel.noise[k]) * offset
-            mean = gain * mean + bias
+            clean, noise = _slopes(signal, sigma, self.log_std.double())
+            gain = kernel.clean[k] * clean + kernel.noise[k] * noise
+            mean = kernel.clean[k] * centre + gain * (mean - signal * centre)
             variance = gain.square() * variance + kernel.std[k].square()
         return mean, variance
 
@@ -86,8 +90,8 @@ class Linear(nn.Module):
         return -(distance.square().sum() + len(mean) * variance)
 
 
-def _noise_estimate(alpha_bar: Tensor, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
-    """(slope, offset) of E[e | x_t] = slope x_t - offset for x0 ~ N(mean, exp(log_std)^2)."""
-    signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    slope = sigma / (alpha_bar * (2 * log_std).exp() + sigma.square())
-    return slope, slope * signal * mean
+def _slopes(signal: Tensor, sigma: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of E[x0 | x_t] and of E[e | x_t] in x_t, for x0 ~ N(mean, exp(log_std)^2)."""
+    variance = (2 * log_std).exp()
+    total = signal.square() * variance + sigma.square()
+    return signal * variance / total, sigma / total

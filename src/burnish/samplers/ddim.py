@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from burnish import kernels
+from burnish import kernels, schedules
 
 if TYPE_CHECKING:
-    from burnish.schedules import DiffusionSchedule
+    from burnish.randomness import Randomness
+    from burnish.schedules import Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,12 @@ class DDIM:
     def deterministic(self) -> bool:
         return self.eta == 0
 
-    def on(self, schedule: DiffusionSchedule) -> kernels.Kernel:
-        grid = schedule.grid(self.num_steps)
+    def at(self, iteration: int, randomness: Randomness) -> DDIM:
+        del iteration, randomness
+        return self
+
+    def on(self, schedule: Schedule) -> kernels.Kernel:
+        grid = schedules.of_family(schedules.DiffusionSchedule, schedule, self).grid(self.num_steps)
         a, s = grid.alpha_bar, grid.next_alpha_bar
         std = self.eta * ((1 - s) / (1 - a) * (1 - a / s)).sqrt()
         return kernels.kernel(

@@ -97,6 +97,7 @@ def _iterate(
 ) -> Iteration:
     began = time.perf_counter()
     randomness = Randomness(seed).at("iteration", state.iteration)
+    policy = policy.at(state.iteration, Randomness(seed).at("sampler"))
     task = Task(policy, prompts, reward, training.samples, training.sample_batch)
     collection = algorithm.collect(task, memory=state.memory, randomness=randomness)
     collected = time.perf_counter()
