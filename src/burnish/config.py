@@ -21,9 +21,11 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from burnish.algorithms.awm import AWM
+from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO
 from burnish.algorithms.dpok import DPOK
+from burnish.algorithms.exploration import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
@@ -128,12 +130,16 @@ NAMES: Mapping[type, str] = {
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     Compressibility: "compressibility",
+    CosineDecay: "cosine",
+    Critic: "critic",
     DDIM: "ddim",
     DDPM: "ddpm",
     DDPOIS: "ddpo-is",
     DDPOSF: "ddpo-sf",
+    ExponentialDecay: "exponential",
     Full: "full",
     Incompressibility: "incompressibility",
+    LinearDecay: "linear",
     Listed: "list",
     LoRA: "lora",
     PerPrompt: "per-prompt",

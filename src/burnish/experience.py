@@ -15,7 +15,7 @@ from burnish.policy import Denoiser, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
 from burnish.reward import Reward, score
-from burnish.rollout import Samples, Trajectory, decode, join, join_samples, rollout
+from burnish.rollout import Explore, Samples, Trajectory, decode, join, join_samples, rollout
 from burnish.rows import Rows
 
 R = TypeVar("R", bound=Rows)
@@ -45,9 +45,14 @@ class Experience:
     rewards: Float[Tensor, " batch"]
 
 
-def act(task: Task, prompts: Sequence[Prompt], randomness: Randomness) -> Experience:
-    """Draw one sample a prompt and ask for its reward. Raises `RewardError`."""
-    trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch)
+def act(
+    task: Task, prompts: Sequence[Prompt], randomness: Randomness, explore: Explore | None = None
+) -> Experience:
+    """Draw one sample a prompt and ask for its reward. Raises `RewardError`.
+
+    explore: the distribution that steps are drawn from; by default the policy's
+    """
+    trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch, explore)
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from burnish.lanes import side_by_side
 from burnish.policy import Cond, Policy, take
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
+from burnish.transitions import Gaussian, Mixture
+
+Explore = Callable[[Gaussian], Mixture]
+"""From the policy's distribution of a step to the one that is drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,26 @@ class Trajectory:
     log_prob: float32, nats, summed over the event; row j is the step `steps[j]`
     steps: the steps that have a density
     cond: conditioning of each chain
+    behaviour_log_prob: as `log_prob`, of the density that the steps were drawn from; None if that is the
+        policy's own
     """
 
     states: Float[Tensor, "num_states batch *event"]
     log_prob: Float[Tensor, "scored batch"]
     steps: tuple[int, ...]
     cond: Cond
+    behaviour_log_prob: Float[Tensor, "scored batch"] | None = None
+
+    @property
+    def weight(self) -> Float[Tensor, " batch"]:
+        """Importance weight of each chain: the policy's density of all its steps over the behaviour's.
+
+        The mean over chains of `weight * f(chain)` is the policy's mean of f, without bias. It takes the
+        sum over event dimensions and over steps: a part of the sum leaves a bias.
+        """
+        if self.behaviour_log_prob is None:
+            return self.log_prob.new_ones(self.states.shape[1])
+        return (self.log_prob - self.behaviour_log_prob).sum(0).exp()
 
     @property
     def x0(self) -> Tensor:
@@ -74,32 +92,47 @@ class Trajectory:
     def chains(self, places: Sequence[int]) -> Trajectory:
         """The chains at these places, in this order."""
         index = torch.tensor(places, device=self.states.device)
+        behaviour = self.behaviour_log_prob
         return Trajectory(
-            self.states[:, index], self.log_prob[:, index], self.steps, take(self.cond, index)
+            self.states[:, index],
+            self.log_prob[:, index],
+            self.steps,
+            take(self.cond, index),
+            None if behaviour is None else behaviour[:, index],
         )
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
-    """The chains of several trajectories of one sampler, one after another."""
+    """The chains of several trajectories of one sampler and behaviour, one after another."""
+    behaviour = [p.behaviour_log_prob for p in parts if p.behaviour_log_prob is not None]
+    assert len(behaviour) in (0, len(parts))
     return Trajectory(
         states=torch.cat([part.states for part in parts], dim=1),
         log_prob=torch.cat([part.log_prob for part in parts], dim=1),
         steps=parts[0].steps,
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond},
+        behaviour_log_prob=torch.cat(behaviour, dim=1) if behaviour else None,
     )
 
 
 def rollout(
-    policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, batch: int
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    randomness: Randomness,
+    batch: int,
+    explore: Explore | None = None,
 ) -> Trajectory:
     """Draw one chain a prompt; no gradient.
 
     The noise of chain i comes from (randomness, i): `batch`, the chains computed at once, changes
     speed and memory, and the result within float tolerance only.
+
+    explore: the distribution that steps are drawn from; by default the policy's. The choice of component
+        comes from (randomness, step, i). `log_prob` is the policy's either way.
     """
 
     def chains(start: int) -> Trajectory:
-        return _chains(policy, prompts[start : start + batch], randomness, start)
+        return _chains(policy, prompts[start : start + batch], randomness, start, explore)
 
     starts = range(0, len(prompts), batch)
     return join(list(side_by_side(chains, starts, policy.device)))
@@ -107,22 +140,33 @@ def rollout(
 
 @torch.no_grad()
 def _chains(
-    policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, start: int
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    randomness: Randomness,
+    start: int,
+    explore: Explore | None,
 ) -> Trajectory:
     kernel = policy.kernel
     indices = range(start, start + len(prompts))
     noise = randomness.normal(indices, (kernel.num_steps + 1, *policy.denoiser.event_shape))
     noise = noise.to(policy.device).unbind(1)
     cond = policy.denoiser.encode([prompt.text for prompt in prompts])
-    states, log_prob = [noise[0].to(policy.storage)], []
+    states, log_prob, behaviour = [noise[0].to(policy.storage)], [], []
     for k in range(kernel.num_steps):
         step = torch.full((len(prompts),), k, device=policy.device)
         transition = policy.transition(step, states[-1], cond)
-        states.append(transition.sample(noise[k + 1]).to(policy.storage))
+        if explore is None or k not in kernel.stochastic:
+            states.append(transition.sample(noise[k + 1]).to(policy.storage))
+        else:
+            mixture = explore(transition)
+            chance = randomness.at("explore", k).uniform(indices).float().to(policy.device)
+            states.append(mixture.sample(noise[k + 1], chance).to(policy.storage))
+            behaviour.append(mixture.log_prob(states[-1]))
         if k in kernel.stochastic:
             log_prob.append(transition.log_prob(states[-1]))
     scores = torch.stack(log_prob) if log_prob else noise[0].new_empty(0, len(prompts))
-    return Trajectory(torch.stack(states), scores, kernel.stochastic, cond)
+    drawn_from = torch.stack(behaviour) if behaviour else None
+    return Trajectory(torch.stack(states), scores, kernel.stochastic, cond, drawn_from)
 
 
 def decode(policy: Policy, x0: Tensor, prompts: Sequence[Prompt], batch: int) -> Samples:
