@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from worlds import (
+    ALPHA_BAR,
     COARSE,
     ENDS_NOISY,
     Network,
@@ -24,13 +25,14 @@ from worlds import (
     reward_of_chain,
 )
 
-from burnish import rows
+from burnish import losses, rows
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF
 from burnish.algorithms.dpok import DPOK
 from burnish.policy import Policy
 from burnish.randomness import Randomness
 from burnish.rollout import Trajectory, join, rollout
 from burnish.samplers.ddim import DDIM
+from burnish.schedules import DiffusionSchedule, trailing
 from burnish.transitions import Gaussian, Mixture
 
 EPSILON, SCALE = 0.5, 1.6
@@ -197,7 +199,7 @@ def estimate(
     for group in range(GROUPS):
         mine = everything[torch.nonzero(everything.sample % GROUPS == group).flatten()]
         ascent = -loss(policy, mine)[0].sum() * mine.event_size
-        groups.append(gradient_of(ascent / (CHAINS // GROUPS), policy))
+        groups.append(gradient_of(ascent / (drawn.states.shape[1] // GROUPS), policy))
     found = torch.stack(groups)
     return found.mean(0), found.std(0) / GROUPS**0.5
 
@@ -272,10 +274,10 @@ def test_the_kl_of_explored_chains_is_weighted_too(world):
     policy, drawn, _, _ = world
     model = policy.denoiser
     shifted = model.mean.detach() + 0.5
-    plain = rollout(policy, prompts("") * CHAINS, Randomness(1), CHAINS)
+    plain = rollout(policy, prompts("") * 8_000, Randomness(1), 8_000)
 
     def mean_kl(chains: Trajectory) -> tuple[float, float]:
-        batch = rows.transitions(chains, torch.zeros(CHAINS), chains.steps)
+        batch = rows.transitions(chains, torch.zeros(chains.states.shape[1]), chains.steps)
         with torch.no_grad():
             own = model.mean.clone()
             model.mean.copy_(shifted)
@@ -293,6 +295,34 @@ def test_the_kl_of_explored_chains_is_weighted_too(world):
     assert abs(explored - own) < 5 * (STEPS * (error**2 + other**2)) ** 0.5
     naive, _ = mean_kl(unweighted(drawn))
     assert abs(naive - own) > 5 * (STEPS * (error**2 + other**2)) ** 0.5
+
+
+def test_off_policy_the_ratio_of_the_sum_has_no_bias_and_that_of_the_mean_over_dimensions_has():
+    """One step of two dimensions, drawn by an older policy, without clipping: `event_size` = 1 is the sum."""
+    schedule = DiffusionSchedule(alpha_bar=ALPHA_BAR, final_alpha_bar=0.5, spacing=trailing)
+    older = Policy(linear((0.0, 0.0), -0.3, schedule), DDIM(num_steps=1))
+    policy = Policy(linear((0.6, -0.4), -0.3, schedule), DDIM(num_steps=1))
+    expected = policy.denoiser.expected_reward(policy.kernel, TARGET)
+    drawn = rollout(older, prompts("") * 8_000, Randomness(0), 8_000)
+    reward = -(drawn.x0.flatten(1) - torch.tensor(TARGET)).square().sum(1)
+
+    def ratio(event_size: int) -> Loss:
+        def loss(policy: Policy, batch: rows.Transitions) -> tuple[Tensor, object]:
+            found, values = losses.clipped_ratio(
+                rows.log_prob(policy, batch),
+                batch.old_log_prob,
+                batch.advantage,
+                event_size,
+                clip=1e9,
+            )
+            return found * event_size / batch.event_size, values
+
+        return loss
+
+    exact = gradient_of(expected, policy)
+    advantage = reward - expected.item()
+    assert_agree(estimate(policy, drawn, advantage, ratio(1)), exact, sharp=0.2)
+    assert is_biased(estimate(policy, drawn, advantage, ratio(2)), exact)
 
 
 def test_the_first_ratio_is_still_that_of_the_policy_to_itself():

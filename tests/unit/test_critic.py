@@ -64,7 +64,7 @@ def test_chains_are_judged_by_the_critic_that_has_not_seen_them(gae_lambda):
 
 
 def test_what_it_remembers_is_what_it_remembered_trained_on_this_iterations_chains():
-    """Weights and moments go on; each state's target is the reward of its own chain, by the chain's weight."""
+    """Weights and moments go on; each state's target is its own chain's reward, by the chain's weight."""
     algorithm = DDPOIS(
         baseline=SMALL, exploration=Exploration(epsilon=LinearDecay(start=0.9), widening=2.0)
     )
