@@ -1,6 +1,6 @@
 """The README's picture: the first held-out samples of a run, the base model's above the trained one's.
 
-python scripts/before_after.py runs/compressibility docs/assets/before_after.png [--count 8]
+    python scripts/before_after.py runs/compressibility docs/assets/before_after.png [--count 8]
 """
 
 from __future__ import annotations
