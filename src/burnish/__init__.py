@@ -23,6 +23,7 @@ _MATHEMATICS = frozenset(
         "rows",
         "schedules",
         "transitions",
+        "values",
     }
 )
 """Modules that settings import from here, and of which nothing is executed before it is called."""

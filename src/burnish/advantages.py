@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Rewards = Float[Tensor, " batch"]
+Steps = Float[Tensor, "scored batch"]
+"""One a scored step of each chain."""
 Buffers = Mapping[str, Sequence[float]]
 """The latest raw rewards of each prompt, oldest first."""
 
@@ -77,6 +79,41 @@ def without_spread(rewards: Rewards, size: int) -> list[int]:
     """The groups of `size` neighbours whose rewards are all the same: they carry no signal."""
     groups = rewards.double().reshape(-1, size)
     return [i for i, group in enumerate(groups) if not standardise(group, group).any()]
+
+
+def discounted(
+    advantages: Rewards | Steps, steps: Sequence[int], num_steps: int, discount: float
+) -> Steps:
+    """`discount^(num_steps - 1 - k) * advantage` at each step k of `steps`: the last step counts in full
+    (Ren et al. 2024, arXiv 2409.00588).
+
+    advantages: one a chain, or one for each of `steps` of each chain
+    steps: counted from noise
+    """
+    remaining = [num_steps - 1 - step for step in steps]
+    weight = advantages.new_tensor([discount**count for count in remaining])
+    return weight[:, None] * advantages
+
+
+def generalised(rewards: Rewards, values: Steps, decay: float) -> Steps:
+    """GAE of chains that are rewarded at their end (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
+
+    The sum over l of decay^l (values[j + l + 1] - values[j + l]), with the reward for the value of the end.
+
+    values: expected reward from the state before each scored step
+    decay: lambda in [0, 1]. 1 is reward minus value: whatever the values, the policy gradient has no bias.
+        0 is the change of value in one step: the least variance, and no bias where the values are true.
+
+    Nothing is discounted here. For a discount g the textbook's values are g^n values, with n the steps
+    that remain after this one, and its GAE(g, lambda) is g^n times this one: `discounted` of it.
+    """
+    changes = torch.cat([values[1:], rewards[None]]) - values
+    advantage = torch.empty_like(changes)
+    running = torch.zeros_like(rewards)
+    for j in reversed(range(len(changes))):
+        running = changes[j] + decay * running
+        advantage[j] = running
+    return advantage
 
 
 def softmax_weights(rewards: Rewards, groups: Sequence[str], temperature: float) -> Rewards:

@@ -21,9 +21,11 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from burnish.algorithms.awm import AWM
+from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
+from burnish.algorithms.exploration import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
@@ -150,6 +152,8 @@ NAMES: Mapping[type, str] = {
     RWRSparse: "rwr-sparse",
     SFT: "sft",
     Compressibility: "compressibility",
+    CosineDecay: "cosine",
+    Critic: "critic",
     DDIM: "ddim",
     DDPM: "ddpm",
     DDPOIS: "ddpo-is",
@@ -157,8 +161,10 @@ NAMES: Mapping[type, str] = {
     DanceSDE: "dance-sde",
     FlowODE: "flow-ode",
     FlowSDE: "flow-sde",
+    ExponentialDecay: "exponential",
     Full: "full",
     Incompressibility: "incompressibility",
+    LinearDecay: "linear",
     Listed: "list",
     LoRA: "lora",
     PerPrompt: "per-prompt",

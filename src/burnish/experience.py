@@ -19,6 +19,7 @@ from burnish.randomness import Randomness
 from burnish.reward import Reward, score
 from burnish.rollout import (
     ALONE,
+    Explore,
     Samples,
     Sharing,
     Trajectory,
@@ -57,10 +58,26 @@ class Experience:
 
 
 def act(
-    task: Task, prompts: Sequence[Prompt], randomness: Randomness, sharing: Sharing = ALONE
+    task: Task,
+    prompts: Sequence[Prompt],
+    randomness: Randomness,
+    *,
+    sharing: Sharing = ALONE,
+    explore: Explore | None = None,
 ) -> Experience:
-    """Draw one sample a prompt and ask for its reward. Raises `RewardError`."""
-    trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch, sharing)
+    """Draw one sample a prompt and ask for its reward. Raises `RewardError`.
+
+    sharing: which states neighbouring chains have in common; by default none
+    explore: the distribution that steps are drawn from; by default the policy's
+    """
+    trajectory = rollout(
+        task.policy,
+        prompts,
+        randomness.at("rollout"),
+        task.batch,
+        sharing=sharing,
+        explore=explore,
+    )
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
 
@@ -100,7 +117,7 @@ def given(task: Task, samples: Samples) -> Experience:
     Raises ValueError if the denoiser is no `MediaEncoder`, and `RewardError`.
     """
     x0, cond = encode(task, samples)
-    chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), cond)
+    chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), 0, cond)
     return Experience(chains, samples, score(task.reward, samples))
 
 

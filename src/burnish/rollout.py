@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from burnish.lanes import side_by_side
 from burnish.policy import Cond, Policy, take
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
+from burnish.transitions import Gaussian, Mixture
+
+Explore = Callable[[Gaussian], Mixture]
+"""From the policy's distribution of a step to the one that is drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,29 @@ class Trajectory:
     states: in the policy's storage dtype, from noise to data: those before and after each of `steps`, once
         each, and last the clean one
     log_prob: float32, nats, summed over the event; row j is the step `steps[j]`
-    steps: the steps that have a density
+    steps: the steps that have a density, out of `num_steps`
     cond: conditioning of each chain
+    behaviour_log_prob: as `log_prob`, of the density that the steps were drawn from; None if that is the
+        policy's own
     """
 
     states: Float[Tensor, "num_states batch *event"]
     log_prob: Float[Tensor, "scored batch"]
     steps: tuple[int, ...]
+    num_steps: int
     cond: Cond
+    behaviour_log_prob: Float[Tensor, "scored batch"] | None = None
+
+    @property
+    def weight(self) -> Float[Tensor, " batch"]:
+        """Importance weight of each chain: the policy's density of all its steps over the behaviour's.
+
+        The mean over chains of `weight * f(chain)` is the policy's mean of f, without bias. It takes the
+        sum over event dimensions and over steps: a part of the sum leaves a bias.
+        """
+        if self.behaviour_log_prob is None:
+            return self.log_prob.new_ones(self.states.shape[1])
+        return (self.log_prob - self.behaviour_log_prob).sum(0).exp()
 
     @property
     def x0(self) -> Tensor:
@@ -81,8 +100,14 @@ class Trajectory:
     def chains(self, places: Sequence[int]) -> Trajectory:
         """The chains at these places, in this order."""
         index = torch.tensor(places, device=self.states.device)
+        behaviour = self.behaviour_log_prob
         return Trajectory(
-            self.states[:, index], self.log_prob[:, index], self.steps, take(self.cond, index)
+            self.states[:, index],
+            self.log_prob[:, index],
+            self.steps,
+            self.num_steps,
+            take(self.cond, index),
+            None if behaviour is None else behaviour[:, index],
         )
 
 
@@ -92,12 +117,16 @@ def _kept(steps: Sequence[int]) -> list[int]:
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
-    """The chains of several trajectories of one sampler, one after another."""
+    """The chains of several trajectories of one sampler and behaviour, one after another."""
+    behaviour = [p.behaviour_log_prob for p in parts if p.behaviour_log_prob is not None]
+    assert len(behaviour) in (0, len(parts))
     return Trajectory(
         states=torch.cat([part.states for part in parts], dim=1),
         log_prob=torch.cat([part.log_prob for part in parts], dim=1),
         steps=parts[0].steps,
+        num_steps=parts[0].num_steps,
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond},
+        behaviour_log_prob=torch.cat(behaviour, dim=1) if behaviour else None,
     )
 
 
@@ -113,6 +142,12 @@ class Sharing:
     group: int = 1
     states: int = 0
 
+    def addresses(self, indices: Sequence[int], state: int) -> list[int]:
+        """The chain whose address each chain's draw of a state has: its group's first, if it is shared."""
+        if state >= self.states:
+            return list(indices)
+        return [index - index % self.group for index in indices]
+
 
 ALONE = Sharing()
 
@@ -122,13 +157,17 @@ def rollout(
     prompts: Sequence[Prompt],
     randomness: Randomness,
     batch: int,
+    *,
     sharing: Sharing = ALONE,
+    explore: Explore | None = None,
 ) -> Trajectory:
     """Draw one chain a prompt; no gradient.
 
     The noise of chain i comes from (randomness, i), and what is shared from its group's first chain: `batch`,
     the chains computed at once, changes speed and memory, and the result within float tolerance only.
 
+    explore: the distribution that steps are drawn from; by default the policy's. The choice of component
+        comes from (randomness, step, i). `log_prob` is the policy's either way.
     Raises ValueError if the chains of a group would be the same to their end.
     """
     drawn = policy.kernel.stochastic
@@ -140,7 +179,7 @@ def rollout(
         )
 
     def chains(start: int) -> Trajectory:
-        return _chains(policy, prompts[start : start + batch], randomness, start, sharing)
+        return _chains(policy, prompts[start : start + batch], randomness, start, sharing, explore)
 
     starts = range(0, len(prompts), batch)
     return join(list(side_by_side(chains, starts, policy.device)))
@@ -153,24 +192,40 @@ def _chains(
     randomness: Randomness,
     start: int,
     sharing: Sharing,
+    explore: Explore | None,
 ) -> Trajectory:
     kernel = policy.kernel
     indices = range(start, start + len(prompts))
     shape = (kernel.num_steps + 1, *policy.denoiser.event_shape)
     noise = _noise(randomness, indices, shape, sharing).to(policy.device).unbind(1)
     cond = policy.denoiser.encode([prompt.text for prompt in prompts])
-    state, states, log_prob = noise[0].to(policy.storage), [], []
+    state, states = noise[0].to(policy.storage), []
+    log_prob, behaviour = [], []
     kept = _kept(kernel.stochastic)
     for k in range(kernel.num_steps):
         if k in kept:
             states.append(state)
         step = torch.full((len(prompts),), k, device=policy.device)
         transition = policy.transition(step, state, cond)
-        state = transition.sample(noise[k + 1]).to(policy.storage)
+        if explore is None or k not in kernel.stochastic:
+            state = transition.sample(noise[k + 1]).to(policy.storage)
+        else:
+            mixture = explore(transition)
+            addresses = sharing.addresses(indices, k + 1)
+            chance = randomness.at("explore", k).uniform(addresses).float().to(policy.device)
+            state = mixture.sample(noise[k + 1], chance).to(policy.storage)
+            behaviour.append(mixture.log_prob(state))
         if k in kernel.stochastic:
             log_prob.append(transition.log_prob(state))
     scores = torch.stack(log_prob) if log_prob else noise[0].new_empty(0, len(prompts))
-    return Trajectory(torch.stack([*states, state]), scores, kernel.stochastic, cond)
+    return Trajectory(
+        states=torch.stack([*states, state]),
+        log_prob=scores,
+        steps=kernel.stochastic,
+        num_steps=kernel.num_steps,
+        cond=cond,
+        behaviour_log_prob=torch.stack(behaviour) if behaviour else None,
+    )
 
 
 def _noise(
@@ -179,7 +234,7 @@ def _noise(
     """(chains, states, *event): the initial noise of each chain, and that of each of its steps."""
     noise = randomness.normal(indices, shape)
     if sharing.states:
-        firsts = [index - index % sharing.group for index in indices]
+        firsts = sharing.addresses(indices, 0)
         noise[:, : sharing.states] = randomness.normal(firsts, shape)[:, : sharing.states]
     return noise
 

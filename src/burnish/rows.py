@@ -31,15 +31,15 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """Denoising steps (x, step, x_next) of a trajectory, with the advantage of their sample.
+    """Denoising steps (x, step, x_next) of a trajectory, with their advantage.
 
     position: index into the trajectory's scored steps, one a row
     sample: index of the chain, one a row
-    advantages: one a chain
+    advantages: one a chain, or one for each scored step of each chain
     """
 
     trajectory: Trajectory
-    advantages: Float[Tensor, " batch"]
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "scored batch"]
     position: Int[Tensor, " rows"]
     sample: Int[Tensor, " rows"]
     recorded: Cond = field(default_factory=dict)
@@ -86,7 +86,13 @@ class Transitions:
 
     @property
     def advantage(self) -> Float[Tensor, " rows"]:
-        return self.advantages[self.sample]
+        each = self.advantages.expand(len(self.trajectory.steps), -1)
+        return each[self.position, self.sample]
+
+    @property
+    def weight(self) -> Float[Tensor, " rows"]:
+        """Importance weight of the row's chain; 1 where nothing was explored."""
+        return self.trajectory.weight[self.sample]
 
     @property
     def cond(self) -> Cond:
@@ -107,9 +113,13 @@ def log_prob(policy: Policy, rows: Transitions) -> Float[Tensor, " rows"]:
 
 
 def transitions(
-    trajectory: Trajectory, advantages: Float[Tensor, " batch"], steps: Sequence[int]
+    trajectory: Trajectory,
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "scored batch"],
+    steps: Sequence[int],
 ) -> Transitions:
     """All chains at the given sampler steps, chain by chain.
+
+    advantages: one a chain, or one for each of the trajectory's scored steps of each chain
 
     Raises ValueError if one of `steps` has no density: there is nothing to learn from it.
     """

@@ -7,9 +7,10 @@ likelihood ratio before any update is 1 by construction.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,6 +60,40 @@ class Gaussian:
         size = self.mean[0].numel()
         return 0.5 * (distance / other.std.square() + size * (ratio.square() - 1)) - (
             size * ratio.log()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """(1 - epsilon) N(mean, std^2) + epsilon N(mean, (scale std)^2): a policy that explores.
+
+    One choice of component a batch row, for all event dimensions together: the density is not a product
+    over dimensions. A KL has no closed form.
+
+    policy: N(mean, std^2), with std > 0
+    epsilon: chance of the wide component, in [0, 1]
+    scale: how many times wider it is, > 0
+    """
+
+    policy: Gaussian
+    epsilon: float
+    scale: float
+
+    def sample(
+        self, noise: Float[Tensor, "batch *event"], chance: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *event"]:
+        """By standard normal `noise`, and by `chance`, uniform in [0, 1), which is wide below epsilon."""
+        wide = torch.where(chance < self.epsilon, self.scale, 1.0).to(noise)
+        return self.policy.sample(_over_event(wide, noise) * noise)
+
+    def log_prob(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
+        """Log-density in nats, summed over the event, whichever component `x` came from."""
+        wide = replace(self.policy, std=self.scale * self.policy.std)
+        narrow_share, wide_share = self.policy.std.new_tensor(
+            [1 - self.epsilon, self.epsilon]
+        ).log()
+        return torch.logaddexp(
+            narrow_share + self.policy.log_prob(x), wide_share + wide.log_prob(x)
         )
 
 

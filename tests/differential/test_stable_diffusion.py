@@ -73,7 +73,7 @@ def test_images_are_encoded_as_by_the_pipelines_own_processor(folder, tmp_path):
     pixels = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0)).mul(255).byte()
     Image.fromarray(pixels.numpy()).save(tmp_path / "image.png")
     policy = _policy(folder)
-    media = images.read(tmp_path / "image.png")[None]
+    media = images.read_image(tmp_path / "image.png", 16, 16)[None]
     latents = policy.denoiser.encode_media(media)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     with torch.no_grad():

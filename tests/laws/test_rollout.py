@@ -229,7 +229,9 @@ def test_the_chains_of_a_group_share_as_many_states_as_asked_for(batch):
     policy, asked = Policy(linear(), DDIM(num_steps=4)), prompts("") * 8
     alone = rollout(policy, asked, Randomness(0), 8)
     for shared in range(5):
-        drawn = rollout(policy, asked, Randomness(0), batch, Sharing(group=4, states=shared))
+        drawn = rollout(
+            policy, asked, Randomness(0), batch, sharing=Sharing(group=4, states=shared)
+        )
         groups = drawn.states.unflatten(1, (2, 4))
         assert torch.equal(groups[:, :, 0], alone.states.unflatten(1, (2, 4))[:, :, 0])
         same = (groups == groups[:, :, :1]).flatten(2).all(2)
@@ -261,9 +263,9 @@ def test_a_group_of_grpo_branches_where_it_is_asked_to(refill):
 )
 def test_chains_that_would_be_the_same_to_their_end_are_refused(sampler, most):
     policy, asked = Policy(linear(), sampler), prompts("") * 4
-    rollout(policy, asked, Randomness(0), 4, Sharing(group=2, states=most))
+    rollout(policy, asked, Randomness(0), 4, sharing=Sharing(group=2, states=most))
     with pytest.raises(ValueError, match=f"share {most + 1} states .* {most} states can be shared"):
-        rollout(policy, asked, Randomness(0), 4, Sharing(group=2, states=most + 1))
+        rollout(policy, asked, Randomness(0), 4, sharing=Sharing(group=2, states=most + 1))
 
 
 def test_rollout_leaves_no_gradient():

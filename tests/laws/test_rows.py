@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from worlds import Network, linear, prompts
@@ -22,6 +24,7 @@ def numbered() -> Trajectory:
         states=states.expand(6, 3, 2),
         log_prob=-10.0 * torch.tensor([[1], [3], [4]]) - torch.arange(3),
         steps=(1, 3, 4),
+        num_steps=7,
         cond={"shift": torch.tensor([100.0, 101.0, 102.0])},
     )
 
@@ -88,9 +91,7 @@ def test_rows_of_many_prompts_and_steps_score_in_one_batch_as_each_alone(sampler
 def test_the_prompt_is_part_of_the_policy():
     policy = Policy(linear(shifts={"a cat": 2.0}), DDIM(num_steps=5))
     drawn = rollout(policy, prompts("a cat", "a dog"), Randomness(0), 2)
-    swapped = Trajectory(
-        drawn.states, drawn.log_prob, drawn.steps, {"shift": drawn.cond["shift"].flip(0)}
-    )
+    swapped = replace(drawn, cond={"shift": drawn.cond["shift"].flip(0)})
     own, other = (
         rows.log_prob(policy, rows.transitions(t, torch.zeros(2), t.steps))
         for t in (drawn, swapped)

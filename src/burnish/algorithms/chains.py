@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from burnish import experience, losses, rollout, rows
+from burnish import advantages, experience, losses, rollout, rows
 from burnish.algorithms import Collection, Memory
+from burnish.algorithms.exploration import Exploration, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from burnish.experience import Experience, Task
     from burnish.policy import Policy
     from burnish.randomness import Randomness
+    from burnish.rollout import Explore
 
 TrainSteps = int | tuple[int, ...] | None
 """All steps that have a density, so many drawn anew each iteration, or those listed."""
@@ -28,30 +30,56 @@ def collection(
     advantage_clip: float,
     train_steps: TrainSteps,
     randomness: Randomness,
+    discount: float = 1.0,
+    exploration: Exploration | None = None,
 ) -> Collection[rows.Transitions]:
-    """The chosen steps of all chains, each with its chain's advantage, clipped to +- `advantage_clip`."""
+    """The chosen steps of all chains, each with its chain's advantage, clipped to +- `advantage_clip` and
+    then discounted.
+
+    advantage: one a chain, or one for each scored step of each chain
+    """
+    chains = acted.trajectory
+    steps = chosen_steps(chains.steps, train_steps, randomness.at("steps"))
     clipped = advantage.clamp(-advantage_clip, advantage_clip)
-    steps = chosen_steps(acted.trajectory.steps, train_steps, randomness.at("steps"))
+    weighed = clipped
+    if discount != 1:
+        weighed = advantages.discounted(clipped, chains.steps, chains.num_steps, discount)
+    memory, explored = counted(exploration, memory)
+    if exploration is not None:
+        explored["effective_samples"] = _effective_share(chains.weight)
     return Collection(
-        rows=rows.transitions(acted.trajectory, clipped, steps),
+        rows=rows.transitions(chains, weighed, steps),
         samples=acted.samples,
         rewards=acted.rewards,
         queries=len(acted.samples),
         memory=memory,
-        metrics={"advantage_clipped": (advantage != clipped).float().mean().item()},
+        metrics={"advantage_clipped": (advantage != clipped).float().mean().item(), **explored},
     )
 
 
+def _effective_share(weight: Tensor) -> float:
+    """(sum w)^2 / (n sum w^2): of so many unweighted chains the weighted ones are worth (Kish 1965)."""
+    return (weight.sum().square() / (len(weight) * weight.square().sum())).item()
+
+
 def act_in_groups(
-    task: Task, groups: int, size: int, randomness: Randomness, shared: int = 0
+    task: Task,
+    groups: int,
+    size: int,
+    randomness: Randomness,
+    *,
+    shared: int = 0,
+    explore: Explore | None = None,
 ) -> Experience:
     """`size` samples of each of so many prompts, group by group.
 
     shared: states that a group's chains have in common, counted from noise (`rollout.Sharing`)
+    explore: the distribution that steps are drawn from; by default the policy's
     """
     drawn = task.prompts.draw(groups, randomness.at("prompts"))
     asked = [prompt for prompt in drawn for _ in range(size)]
-    return experience.act(task, asked, randomness, rollout.Sharing(group=size, states=shared))
+    sharing = rollout.Sharing(group=size, states=shared)
+    return experience.act(task, asked, randomness, sharing=sharing, explore=explore)
 
 
 def with_reference(task: Task, found: Collection[rows.Transitions]) -> Collection[rows.Transitions]:
@@ -81,10 +109,17 @@ def clipped_loss(
         clip=clip,
     )
     if not kl:
-        return loss, diagnostics
+        return weighted(minibatch, loss), diagnostics
     reference = replace(now, mean=minibatch.recorded["reference_mean"])
     penalty = losses.divergence_penalty(now.kl(reference), minibatch.event_size, kl)
-    return loss + penalty[0], {**diagnostics, **penalty[1]}
+    return weighted(minibatch, loss + penalty[0]), {**diagnostics, **penalty[1]}
+
+
+def weighted(minibatch: rows.Transitions, loss: Tensor) -> Tensor:
+    """The rows' losses by the importance weights of their chains: what exploration drew, as the policy would
+    have drawn it. The ratio in the loss stays that of the policy to the one that collected (Hilton et al.
+    2021, arXiv 2110.00641), so clipping bounds the policy's move and not the weight."""
+    return minibatch.weight * loss
 
 
 def chosen_steps(
@@ -110,8 +145,10 @@ def chosen_steps(
     return list(asked)
 
 
-def check(advantage_clip: float, train_steps: TrainSteps) -> None:
+def check(advantage_clip: float, train_steps: TrainSteps, discount: float = 1.0) -> None:
     """Raises ValueError for settings that cannot be."""
+    if not 0 < discount <= 1:
+        raise ValueError(f"discount = {discount}, expected a number above 0, up to 1")
     if advantage_clip <= 0:
         raise ValueError(f"advantage_clip = {advantage_clip}, expected a positive number")
     if train_steps == () or (isinstance(train_steps, int) and train_steps < 1):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from burnish import advantages, experience, losses, rows
 from burnish.algorithms import Collection, Memory, chains
+from burnish.algorithms.critic import Critic
+from burnish.algorithms.exploration import Exploration, behaviour
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from burnish.experience import Task
+    from burnish.experience import Experience, Task
     from burnish.policy import Policy
     from burnish.randomness import Randomness
 
 
 class Baseline(Protocol):
-    """How rewards become advantages."""
+    """How rewards become advantages, from the rewards alone."""
 
     def advantages(
         self, rewards: Tensor, prompts: Sequence[str], memory: Memory
@@ -80,16 +82,20 @@ class DDPOIS:
     """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in the paper."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this; 5 in the paper's PyTorch code, 10 in its JAX code."""
-    baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
+    baseline: PerPrompt | WholeBatch | Critic = field(default_factory=PerPrompt)
     """How rewards become advantages."""
     train_steps: chains.TrainSteps = None
     """Which denoising steps are trained: all that have a density, so many drawn anew each
     iteration, or those listed (counted from noise)."""
+    discount: float = 1.0
+    """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in the paper, less in 2409.00588."""
+    exploration: Exploration | None = None
+    """Draw some actions from a wider distribution, and weight the chains back; none in the paper."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < 1:
             raise ValueError(f"clip = {self.clip}, expected a number between 0 and 1")
-        chains.check(self.advantage_clip, self.train_steps)
+        chains.check(self.advantage_clip, self.train_steps, self.discount)
 
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness
@@ -115,14 +121,18 @@ class DDPOSF:
 
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this; 5 in the paper's PyTorch code, 10 in its JAX code."""
-    baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
+    baseline: PerPrompt | WholeBatch | Critic = field(default_factory=PerPrompt)
     """How rewards become advantages."""
     train_steps: chains.TrainSteps = None
     """Which denoising steps are trained: all that have a density, so many drawn anew each
     iteration, or those listed (counted from noise)."""
+    discount: float = 1.0
+    """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in the paper, less in 2409.00588."""
+    exploration: Exploration | None = None
+    """Draw some actions from a wider distribution, and weight the chains back; none in the paper."""
 
     def __post_init__(self) -> None:
-        chains.check(self.advantage_clip, self.train_steps)
+        chains.check(self.advantage_clip, self.train_steps, self.discount)
 
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness
@@ -132,12 +142,13 @@ class DDPOSF:
     def loss(
         self, policy: Policy, minibatch: rows.Transitions
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return losses.score_function(
+        loss, diagnostics = losses.score_function(
             rows.log_prob(policy, minibatch),
             minibatch.old_log_prob,
             minibatch.advantage,
             event_size=minibatch.event_size,
         )
+        return chains.weighted(minibatch, loss), diagnostics
 
 
 class Settings(Protocol):
@@ -146,9 +157,13 @@ class Settings(Protocol):
     @property
     def advantage_clip(self) -> float: ...
     @property
-    def baseline(self) -> Baseline: ...
+    def baseline(self) -> Baseline | Critic: ...
     @property
     def train_steps(self) -> chains.TrainSteps: ...
+    @property
+    def discount(self) -> float: ...
+    @property
+    def exploration(self) -> Exploration | None: ...
 
 
 def collect(
@@ -156,13 +171,26 @@ def collect(
 ) -> Collection[rows.Transitions]:
     """One chain a prompt, its advantage by the baseline."""
     prompts = task.prompts.draw(task.samples, randomness.at("prompts"))
-    acted = experience.act(task, prompts, randomness)
-    advantage, memory = settings.baseline.advantages(acted.rewards, acted.samples.prompts, memory)
-    return chains.collection(
+    explore = behaviour(settings.exploration, memory)
+    acted = experience.act(task, prompts, randomness, explore=explore)
+    advantage, memory, judged = _advantages(settings.baseline, acted, memory, randomness)
+    found = chains.collection(
         acted,
         advantage,
         memory,
         advantage_clip=settings.advantage_clip,
         train_steps=settings.train_steps,
         randomness=randomness,
+        discount=settings.discount,
+        exploration=settings.exploration,
     )
+    return replace(found, metrics={**found.metrics, **judged})
+
+
+def _advantages(
+    baseline: Baseline | Critic, acted: Experience, memory: Memory, randomness: Randomness
+) -> tuple[Tensor, Memory, dict[str, float]]:
+    """One a chain, or one for each scored step of each chain; the memory, and numbers to log."""
+    if isinstance(baseline, Critic):
+        return baseline.advantages(acted, memory, randomness.at("critic"))
+    return *baseline.advantages(acted.rewards, acted.samples.prompts, memory), {}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from burnish import rows
 from burnish.algorithms import Collection, Memory, chains
+from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import PerPrompt, WholeBatch, collect
+from burnish.algorithms.exploration import Exploration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +35,15 @@ class DPOK:
     """Half-width of the ratio's interval, on the mean log-ratio over dimensions; 1e-4 in the paper's code."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this, as in DDPO."""
-    baseline: PerPrompt | WholeBatch = field(default_factory=PerPrompt)
-    """How rewards become advantages; the paper learns a value function instead."""
+    baseline: PerPrompt | WholeBatch | Critic = field(default_factory=PerPrompt)
+    """How rewards become advantages; the paper learns a value function, as `Critic` does."""
     train_steps: chains.TrainSteps = None
     """Which denoising steps are trained: all that have a density, so many drawn anew each
     iteration, or those listed (counted from noise)."""
+    discount: float = 1.0
+    """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in the paper, less in 2409.00588."""
+    exploration: Exploration | None = None
+    """Draw some actions from a wider distribution, and weight the chains back; none in the paper."""
 
     def __post_init__(self) -> None:
         if self.kl <= 0:
@@ -46,7 +52,7 @@ class DPOK:
             )
         if not 0 < self.clip < 1:
             raise ValueError(f"clip = {self.clip}, expected a number between 0 and 1")
-        chains.check(self.advantage_clip, self.train_steps)
+        chains.check(self.advantage_clip, self.train_steps, self.discount)
 
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness

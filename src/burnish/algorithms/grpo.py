@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from burnish import advantages, experience, rows
 from burnish.algorithms import Collection, Memory, chains
+from burnish.algorithms.exploration import Exploration, behaviour
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from burnish.experience import Experience, Task
     from burnish.policy import Policy
     from burnish.randomness import Randomness
+    from burnish.rollout import Explore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,10 @@ class GRPO:
     train_steps: chains.TrainSteps = None
     """Which denoising steps are trained: all that have a density, so many drawn anew each
     iteration, or those listed (counted from noise)."""
+    discount: float = 1.0
+    """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in both papers."""
+    exploration: Exploration | None = None
+    """Draw some actions from a wider distribution, and weight the chains back; none in the papers."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -55,12 +61,13 @@ class GRPO:
         for name in ("kl", "shared", "refill"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 or more")
-        chains.check(self.advantage_clip, self.train_steps)
+        chains.check(self.advantage_clip, self.train_steps, self.discount)
 
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness
     ) -> Collection[rows.Transitions]:
-        acted, queries, dead = _groups(self, task, randomness)
+        explore = behaviour(self.exploration, memory)
+        acted, queries, dead = _groups(self, task, randomness, explore)
         found = chains.collection(
             acted,
             advantages.group_relative(acted.rewards, self.group_size, self.spread),
@@ -68,6 +75,8 @@ class GRPO:
             advantage_clip=self.advantage_clip,
             train_steps=self.train_steps,
             randomness=randomness,
+            discount=self.discount,
+            exploration=self.exploration,
         )
         found = replace(
             found, queries=queries, metrics={**found.metrics, "groups_without_spread": dead}
@@ -80,17 +89,21 @@ class GRPO:
         return chains.clipped_loss(policy, minibatch, clip=self.clip, kl=self.kl)
 
 
-def _groups(settings: GRPO, task: Task, randomness: Randomness) -> tuple[Experience, int, float]:
+def _groups(
+    settings: GRPO, task: Task, randomness: Randomness, explore: Explore | None
+) -> tuple[Experience, int, float]:
     """Samples group by group, the rewards asked for, and the share of groups without spread at first."""
     size, shared = settings.group_size, settings.shared
-    acted = chains.act_in_groups(task, task.samples // size, size, randomness, shared)
+    acted = chains.act_in_groups(
+        task, task.samples // size, size, randomness, shared=shared, explore=explore
+    )
     queries = len(acted.samples)
     dead = first = advantages.without_spread(acted.rewards, size)
     for attempt in range(settings.refill):
         if not dead:
             break
         again = randomness.at("refill", attempt)
-        fresh = chains.act_in_groups(task, len(dead), size, again, shared)
+        fresh = chains.act_in_groups(task, len(dead), size, again, shared=shared, explore=explore)
         queries += len(fresh.samples)
         acted = experience.replace_groups(acted, fresh, dead, size)
         dead = advantages.without_spread(acted.rewards, size)
