@@ -13,7 +13,17 @@ import lazy_loader
 __version__ = "0.1.0"
 
 _MATHEMATICS = frozenset(
-    {"advantages", "experience", "kernels", "losses", "policy", "rollout", "rows", "transitions"}
+    {
+        "advantages",
+        "experience",
+        "kernels",
+        "losses",
+        "policy",
+        "reward",
+        "rollout",
+        "rows",
+        "transitions",
+    }
 )
 """Modules that settings import from here, and of which nothing is executed before it is called."""
 

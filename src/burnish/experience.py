@@ -47,9 +47,14 @@ class Experience:
 
 def act(task: Task, prompts: Sequence[Prompt], randomness: Randomness) -> Experience:
     """Draw one sample a prompt and ask for its reward. Raises `RewardError`."""
-    trajectory = rollout(task.policy, prompts, randomness.at("rollout"), task.batch)
+    trajectory = rollout(task.policy, prompts, noise_of(randomness), task.batch)
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
+
+
+def noise_of(randomness: Randomness) -> Randomness:
+    """Where the noise of the chains comes from that `act` draws with `randomness`."""
+    return randomness.at("rollout")
 
 
 def replace_groups(

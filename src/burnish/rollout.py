@@ -105,14 +105,24 @@ def rollout(
     return join(list(side_by_side(chains, starts, policy.device)))
 
 
+def chain_noise(
+    policy: Policy, chains: Sequence[int], randomness: Randomness
+) -> Float[Tensor, "draws batch *event"]:
+    """Standard normal numbers of each chain: [0] is its first state, and [k + 1] the noise of its step k.
+
+    They depend on (randomness, number of the chain) only, so a chain can be run again from any of its states.
+    """
+    shape = (policy.kernel.num_steps + 1, *policy.denoiser.event_shape)
+    return randomness.normal(chains, shape).to(policy.device).transpose(0, 1)
+
+
 @torch.no_grad()
 def _chains(
     policy: Policy, prompts: Sequence[Prompt], randomness: Randomness, start: int
 ) -> Trajectory:
     kernel = policy.kernel
     indices = range(start, start + len(prompts))
-    noise = randomness.normal(indices, (kernel.num_steps + 1, *policy.denoiser.event_shape))
-    noise = noise.to(policy.device).unbind(1)
+    noise = chain_noise(policy, indices, randomness)
     cond = policy.denoiser.encode([prompt.text for prompt in prompts])
     states, log_prob = [noise[0].to(policy.storage)], []
     for k in range(kernel.num_steps):
