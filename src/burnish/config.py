@@ -24,6 +24,7 @@ from burnish.algorithms.awm import AWM
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO
 from burnish.algorithms.dpok import DPOK
+from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
@@ -31,8 +32,8 @@ from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
-from burnish.rewards.image import Compressibility, Incompressibility
-from burnish.rewards.portraits import PortraitAlignment
+from burnish.rewards.image import Brightness, Compressibility, Incompressibility
+from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.train.settings import AdamW, Training, check
@@ -92,14 +93,33 @@ class Checkpoint:
 class Recipe:
     """Everything that a run depends on."""
 
-    reward: Compressibility | Incompressibility | PortraitAlignment | Plugin
+    reward: (
+        Compressibility
+        | Incompressibility
+        | Brightness
+        | PortraitAlignment
+        | PortraitLikelihood
+        | Plugin
+    )
     prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: DDIM | DDPM = field(default_factory=DDIM)
-    algorithm: DDPOIS | DDPOSF | GRPO | DPOK | RWR | RWRSparse | NFT | AWM | DPO | D3PO = field(
-        default_factory=DDPOIS
-    )
+    algorithm: (
+        DDPOIS
+        | DDPOSF
+        | GRPO
+        | DPOK
+        | RWR
+        | RWRSparse
+        | NFT
+        | AWM
+        | DPO
+        | D3PO
+        | DRaFT
+        | AlignProp
+        | ReFL
+    ) = field(default_factory=DDPOIS)
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -115,17 +135,31 @@ class Recipe:
                 "sampler.eta = 0 makes every step deterministic, but the algorithm learns from the "
                 "steps' densities; set sampler.eta above 0"
             )
+        if isinstance(self.algorithm, DIFFERENTIATE) and isinstance(self.reward, NO_GRADIENT):
+            raise ValueError(
+                f"algorithm.name = {NAMES[type(self.algorithm)]!r} differentiates the reward, but "
+                f"reward.name = {NAMES[type(self.reward)]!r} has no gradient; take a differentiable reward, "
+                "or an algorithm that needs none, such as ddpo-is"
+            )
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
 
 
+DIFFERENTIATE = (DRaFT, AlignProp, ReFL)
+NO_GRADIENT = (Compressibility, Incompressibility, PortraitAlignment)
+"""What does not go together; a reward of one's own is found out when it is first asked."""
+
 NAMES: Mapping[type, str] = {
     AWM: "awm",
+    AlignProp: "align-prop",
+    Brightness: "brightness",
     D3PO: "d3po",
     DPO: "dpo",
     DPOK: "dpok",
+    DRaFT: "draft",
     GRPO: "grpo",
     NFT: "nft",
     RWR: "rwr",
+    ReFL: "refl",
     RWRSparse: "rwr-sparse",
     Compressibility: "compressibility",
     DDIM: "ddim",
@@ -138,6 +172,7 @@ NAMES: Mapping[type, str] = {
     LoRA: "lora",
     PerPrompt: "per-prompt",
     PortraitAlignment: "portrait-alignment",
+    PortraitLikelihood: "portrait-likelihood",
     Portraits: "portraits",
     PromptFile: "file",
     WholeBatch: "whole-batch",
