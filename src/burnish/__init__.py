@@ -19,6 +19,7 @@ _MATHEMATICS = frozenset(
         "kernels",
         "losses",
         "policy",
+        "reward",
         "rollout",
         "rows",
         "schedules",

@@ -25,6 +25,7 @@ from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
+from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
 from burnish.algorithms.exploration import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
@@ -34,8 +35,8 @@ from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
-from burnish.rewards.image import Compressibility, Incompressibility
-from burnish.rewards.portraits import PortraitAlignment
+from burnish.rewards.image import Brightness, Compressibility, Incompressibility
+from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.samplers.flow import CPS, DanceSDE, FlowODE, FlowSDE
@@ -97,7 +98,14 @@ class Checkpoint:
 class Recipe:
     """Everything that a run depends on."""
 
-    reward: Compressibility | Incompressibility | PortraitAlignment | Plugin
+    reward: (
+        Compressibility
+        | Incompressibility
+        | Brightness
+        | PortraitAlignment
+        | PortraitLikelihood
+        | Plugin
+    )
     prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
@@ -116,6 +124,9 @@ class Recipe:
         | D3PO
         | SFT
         | BestOf
+        | DRaFT
+        | AlignProp
+        | ReFL
     ) = field(default_factory=DDPOIS)
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
@@ -133,22 +144,36 @@ class Recipe:
                 "deterministic, but the algorithm learns from the steps' densities; set sampler.eta above "
                 "0, or take a sampler with noise"
             )
+        if isinstance(self.algorithm, DIFFERENTIATE) and isinstance(self.reward, NO_GRADIENT):
+            raise ValueError(
+                f"algorithm.name = {NAMES[type(self.algorithm)]!r} differentiates the reward, but "
+                f"reward.name = {NAMES[type(self.reward)]!r} has no gradient; take a differentiable reward, "
+                "or an algorithm that needs none, such as ddpo-is"
+            )
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
         if isinstance(self.sampler, Window):
             _check_window(self.algorithm.train_steps, self.sampler)
 
 
+DIFFERENTIATE = (DRaFT, AlignProp, ReFL)
+NO_GRADIENT = (Compressibility, Incompressibility, PortraitAlignment)
+"""What does not go together; a reward of one's own is found out when it is first asked."""
+
 NAMES: Mapping[type, str] = {
     AWM: "awm",
     BestOf: "best-of",
     CPS: "cps",
+    AlignProp: "align-prop",
+    Brightness: "brightness",
     D3PO: "d3po",
     DPO: "dpo",
     DPOK: "dpok",
+    DRaFT: "draft",
     GRPO: "grpo",
     NFT: "nft",
     OfflineDPO: "offline-dpo",
     RWR: "rwr",
+    ReFL: "refl",
     RWRSparse: "rwr-sparse",
     SFT: "sft",
     Compressibility: "compressibility",
@@ -169,6 +194,7 @@ NAMES: Mapping[type, str] = {
     LoRA: "lora",
     PerPrompt: "per-prompt",
     PortraitAlignment: "portrait-alignment",
+    PortraitLikelihood: "portrait-likelihood",
     Portraits: "portraits",
     PromptFile: "file",
     WholeBatch: "whole-batch",

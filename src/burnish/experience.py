@@ -64,19 +64,20 @@ def act(
     *,
     sharing: Sharing = ALONE,
     explore: Explore | None = None,
+    keep: Sequence[int] = (),
 ) -> Experience:
     """Draw one sample a prompt and ask for its reward. Raises `RewardError`.
 
-    sharing: which states neighbouring chains have in common; by default none
-    explore: the distribution that steps are drawn from; by default the policy's
+    sharing, explore, keep: as for `rollout`
     """
     trajectory = rollout(
         task.policy,
         prompts,
-        randomness.at("rollout"),
+        noise_of(randomness),
         task.batch,
         sharing=sharing,
         explore=explore,
+        keep=keep,
     )
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
     return Experience(trajectory, samples, score(task.reward, samples))
@@ -117,7 +118,7 @@ def given(task: Task, samples: Samples) -> Experience:
     Raises ValueError if the denoiser is no `MediaEncoder`, and `RewardError`.
     """
     x0, cond = encode(task, samples)
-    chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), 0, cond)
+    chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), (0,), cond)
     return Experience(chains, samples, score(task.reward, samples))
 
 
@@ -128,6 +129,11 @@ def _encoder(denoiser: Denoiser) -> MediaEncoder:
             "`encode_media` and `media_shape` (see docs/dpo.md)"
         )
     return denoiser
+
+
+def noise_of(randomness: Randomness) -> Randomness:
+    """Where the noise of the chains comes from that `act` draws with `randomness`."""
+    return randomness.at("rollout")
 
 
 def replace_groups(

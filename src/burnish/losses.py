@@ -115,6 +115,15 @@ def divergence_penalty(kl: Rows, event_size: int, weight: float) -> tuple[Rows, 
     return weight * kl / event_size, {"kl_to_reference": kl.detach()}
 
 
+def pathwise(reward: Rows, drawn: Rows) -> tuple[Rows, dict[str, Tensor]]:
+    """`-reward`, to be differentiated through the chain that led to it (DRaFT: Clark et al. 2023).
+
+    reward: in its own unit; carries the gradient. It is not normalised: that would change what is maximised
+    drawn: reward of the sample as it was drawn; a diagnostic only
+    """
+    return -reward, {"reward_change": (reward.detach() - drawn).abs()}
+
+
 def _ratio_rows(log_ratio: Tensor, event_size: int) -> dict[str, Tensor]:
     """log_ratio: nats a dimension; approx_kl: nats a step, half the squared log-ratio (Schulman 2020)."""
     return {"log_ratio": log_ratio / event_size, "approx_kl": 0.5 * log_ratio.square()}

@@ -7,6 +7,7 @@ with an error that names the reward, the sample and its prompt; nothing is ever 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,38 @@ def name_of(reward: Reward) -> str:
 
 
 def score(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
-    """The rewards of `samples`, float32, on the CPU. Raises `RewardError`."""
+    """The rewards of `samples`, float32, on the CPU, without gradient. Raises `RewardError`."""
+    return _asked(reward, samples).detach()
+
+
+def differentiable(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
+    """The rewards of `samples` with their gradient, float32, on the CPU.
+
+    Raises `RewardError`, also where they carry no gradient though `samples.media` does.
+    """
+    values = _asked(reward, samples)
+    if not values.requires_grad:
+        raise RewardError(_without_gradient(reward))
+    return values
+
+
+def check_differentiable(reward: Reward, samples: Samples) -> None:
+    """Raises `RewardError` unless a gradient reaches `samples.media`; asks the reward once."""
+    media = samples.media.detach().requires_grad_()
+    values = differentiable(reward, replace(samples, media=media))
+    if torch.autograd.grad(values.sum(), media, allow_unused=True)[0] is None:
+        raise RewardError(_without_gradient(reward))
+
+
+def _without_gradient(reward: Reward) -> str:
+    return (
+        f"reward {name_of(reward)!r} has no gradient with respect to the image, which this algorithm "
+        "differentiates through: compute it from samples.media by torch operations alone (no detach, "
+        "no_grad, argmax or conversion to numbers), or take an algorithm that needs none, such as ddpo-is"
+    )
+
+
+def _asked(reward: Reward, samples: Samples) -> Tensor:
     try:
         values = reward(samples)
     except Exception as error:
@@ -37,7 +69,7 @@ def score(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
 def _checked(values: object, reward: Reward, samples: Samples) -> Tensor:
     name = name_of(reward)
     try:
-        tensor = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
+        tensor = torch.as_tensor(values, dtype=torch.float32).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"reward {name!r} returned {type(values).__name__}, expected {len(samples)} numbers, "

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from burnish.kernels import Kernel
 from burnish.lanes import side_by_side
 from burnish.policy import Cond, Policy, take
 from burnish.prompts import Prompt
@@ -60,10 +61,10 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
 class Trajectory:
     """Denoising chains as they were drawn.
 
-    states: in the policy's storage dtype, from noise to data: those before and after each of `steps`, once
-        each, and last the clean one
+    states: in the policy's storage dtype, from noise to data: those that `kept` numbers, from 0 for noise;
+        the last is the clean one
     log_prob: float32, nats, summed over the event; row j is the step `steps[j]`
-    steps: the steps that have a density, out of `num_steps`
+    steps: the steps that have a density; the states before and after them are kept
     cond: conditioning of each chain
     behaviour_log_prob: as `log_prob`, of the density that the steps were drawn from; None if that is the
         policy's own
@@ -72,7 +73,7 @@ class Trajectory:
     states: Float[Tensor, "num_states batch *event"]
     log_prob: Float[Tensor, "scored batch"]
     steps: tuple[int, ...]
-    num_steps: int
+    kept: tuple[int, ...]
     cond: Cond
     behaviour_log_prob: Float[Tensor, "scored batch"] | None = None
 
@@ -92,10 +93,13 @@ class Trajectory:
         return self.states[-1]
 
     @property
-    def before(self) -> tuple[int, ...]:
-        """Index in `states` of the state before each of `steps`; the next one is the state after it."""
-        kept = _kept(self.steps)
-        return tuple(kept.index(step) for step in self.steps)
+    def num_steps(self) -> int:
+        """Of the sampler, with a density or not."""
+        return self.kept[-1]
+
+    def before(self, step: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """Index in `states` of the state before each step; the one after is next, if it has a density."""
+        return torch.searchsorted(torch.tensor(self.kept, device=step.device), step)
 
     def chains(self, places: Sequence[int]) -> Trajectory:
         """The chains at these places, in this order."""
@@ -105,15 +109,10 @@ class Trajectory:
             self.states[:, index],
             self.log_prob[:, index],
             self.steps,
-            self.num_steps,
+            self.kept,
             take(self.cond, index),
             None if behaviour is None else behaviour[:, index],
         )
-
-
-def _kept(steps: Sequence[int]) -> list[int]:
-    """The states before and after each of these steps, numbered by the step that they are before."""
-    return sorted({state for step in steps for state in (step, step + 1)})
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -124,7 +123,7 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         states=torch.cat([part.states for part in parts], dim=1),
         log_prob=torch.cat([part.log_prob for part in parts], dim=1),
         steps=parts[0].steps,
-        num_steps=parts[0].num_steps,
+        kept=parts[0].kept,
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond},
         behaviour_log_prob=torch.cat(behaviour, dim=1) if behaviour else None,
     )
@@ -160,6 +159,7 @@ def rollout(
     *,
     sharing: Sharing = ALONE,
     explore: Explore | None = None,
+    keep: Sequence[int] = (),
 ) -> Trajectory:
     """Draw one chain a prompt; no gradient.
 
@@ -168,6 +168,7 @@ def rollout(
 
     explore: the distribution that steps are drawn from; by default the policy's. The choice of component
         comes from (randomness, step, i). `log_prob` is the policy's either way.
+    keep: steps, with a density or not, before which the states are kept besides
     Raises ValueError if the chains of a group would be the same to their end.
     """
     drawn = policy.kernel.stochastic
@@ -179,10 +180,27 @@ def rollout(
         )
 
     def chains(start: int) -> Trajectory:
-        return _chains(policy, prompts[start : start + batch], randomness, start, sharing, explore)
+        return _chains(
+            policy, prompts[start : start + batch], randomness, start, sharing, explore, keep
+        )
 
     starts = range(0, len(prompts), batch)
     return join(list(side_by_side(chains, starts, policy.device)))
+
+
+def chain_noise(
+    policy: Policy, chains: Sequence[int], randomness: Randomness, sharing: Sharing = ALONE
+) -> Float[Tensor, "draws batch *event"]:
+    """Standard normal numbers of each chain: [0] is its first state, and [k + 1] the noise of its step k.
+
+    They depend on (randomness, number of the chain) only, so a chain can be run again from any of its states.
+    """
+    shape = (policy.kernel.num_steps + 1, *policy.denoiser.event_shape)
+    noise = randomness.normal(chains, shape)
+    if sharing.states:
+        firsts = sharing.addresses(chains, 0)
+        noise[:, : sharing.states] = randomness.normal(firsts, shape)[:, : sharing.states]
+    return noise.to(policy.device).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -193,15 +211,15 @@ def _chains(
     start: int,
     sharing: Sharing,
     explore: Explore | None,
+    keep: Sequence[int],
 ) -> Trajectory:
     kernel = policy.kernel
     indices = range(start, start + len(prompts))
-    shape = (kernel.num_steps + 1, *policy.denoiser.event_shape)
-    noise = _noise(randomness, indices, shape, sharing).to(policy.device).unbind(1)
+    noise = chain_noise(policy, indices, randomness, sharing)
     cond = policy.denoiser.encode([prompt.text for prompt in prompts])
     state, states = noise[0].to(policy.storage), []
     log_prob, behaviour = [], []
-    kept = _kept(kernel.stochastic)
+    kept = _kept(kernel, keep)
     for k in range(kernel.num_steps):
         if k in kept:
             states.append(state)
@@ -222,21 +240,16 @@ def _chains(
         states=torch.stack([*states, state]),
         log_prob=scores,
         steps=kernel.stochastic,
-        num_steps=kernel.num_steps,
+        kept=kept,
         cond=cond,
         behaviour_log_prob=torch.stack(behaviour) if behaviour else None,
     )
 
 
-def _noise(
-    randomness: Randomness, indices: Sequence[int], shape: Sequence[int], sharing: Sharing
-) -> Tensor:
-    """(chains, states, *event): the initial noise of each chain, and that of each of its steps."""
-    noise = randomness.normal(indices, shape)
-    if sharing.states:
-        firsts = sharing.addresses(indices, 0)
-        noise[:, : sharing.states] = randomness.normal(firsts, shape)[:, : sharing.states]
-    return noise
+def _kept(kernel: Kernel, keep: Sequence[int]) -> tuple[int, ...]:
+    """States to keep: around the steps that have a density, before those of `keep`, and the last."""
+    around = {state for step in kernel.stochastic for state in (step, step + 1)}
+    return tuple(sorted({*around, *keep, kernel.num_steps}))
 
 
 def decode(policy: Policy, x0: Tensor, prompts: Sequence[Prompt], batch: int) -> Samples:

@@ -1,22 +1,24 @@
 """What one row of a minibatch is: index views of a collection, not copies.
 
-All rows have `recorded` tensors, whose first axis is the rows: what the collecting policy, or a reference,
-said of each.
+Transitions and endpoints have `recorded` tensors, whose first axis is the rows: what the collecting
+policy, or a reference, said of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from burnish.policy import Cond, Policy, take
 from burnish.randomness import Randomness
-from burnish.rollout import Trajectory
+from burnish.rollout import Samples, Trajectory, chain_noise
 from burnish.transitions import Gaussian
 
 
@@ -66,15 +68,11 @@ class Transitions:
 
     @property
     def x(self) -> Float[Tensor, "rows *event"]:
-        return self.trajectory.states[self._before, self.sample]
+        return self.trajectory.states[self.trajectory.before(self.step), self.sample]
 
     @property
     def x_next(self) -> Float[Tensor, "rows *event"]:
-        return self.trajectory.states[self._before + 1, self.sample]
-
-    @property
-    def _before(self) -> Int[Tensor, " rows"]:
-        return torch.tensor(self.trajectory.before, device=self.position.device)[self.position]
+        return self.trajectory.states[self.trajectory.before(self.step) + 1, self.sample]
 
     @property
     def old_log_prob(self) -> Float[Tensor, " rows"]:
@@ -247,6 +245,130 @@ def clean_estimate(policy: Policy, at: Noised, output: Tensor) -> Float[Tensor, 
 def squared_error(output: Tensor, target: Tensor) -> Float[Tensor, " rows"]:
     """Mean over event dimensions, one a row, >= 0."""
     return (output - target).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Chains that a reward is to be differentiated through, each from a step of its own on.
+
+    chains, samples, rewards: as they were drawn
+    reward: to be asked again, of where the rows end
+    noise: where the chains' noise comes from; that of chain i is addressed by i
+    first: the step, counted from noise, at which the gradient begins, one a chain
+    sample: index of the chain, one a row
+    """
+
+    chains: Trajectory
+    samples: Samples
+    rewards: Float[Tensor, " batch"]
+    reward: Callable[[Samples], Tensor]
+    noise: Randomness
+    first: Int[Tensor, " batch"]
+    sample: Int[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def __getitem__(self, index: Tensor) -> Contexts:
+        return replace(self, sample=self.sample[index])
+
+    @property
+    def step(self) -> Int[Tensor, " rows"]:
+        """The step at which the row's gradient begins, counted from noise."""
+        return self.first[self.sample]
+
+    @property
+    def key(self) -> Int[Tensor, " rows"]:
+        return self.step
+
+    @property
+    def x(self) -> Float[Tensor, "rows *event"]:
+        """The state before that step."""
+        return self.chains.states[self.chains.before(self.step), self.sample]
+
+    @property
+    def cond(self) -> Cond:
+        return take(self.chains.cond, self.sample)
+
+    @property
+    def drawn(self) -> Float[Tensor, " rows"]:
+        """The reward of the sample that the chain ended in."""
+        return self.rewards[self.sample]
+
+    def ending_in(self, media: Tensor) -> Samples:
+        """What the reward is asked about: the rows' prompts and metadata, with other media."""
+        places = self.sample.tolist()
+        return Samples(
+            media,
+            tuple(self.samples.prompts[i] for i in places),
+            tuple(self.samples.metadata[i] for i in places),
+        )
+
+
+def contexts(
+    chains: Trajectory,
+    samples: Samples,
+    rewards: Float[Tensor, " batch"],
+    reward: Callable[[Samples], Tensor],
+    *,
+    noise: Randomness,
+    lengths: Sequence[int],
+) -> Contexts:
+    """One row a chain; the gradient flows through the last `lengths[i]` steps of chain i.
+
+    The chains keep the states before these steps (`rollout`'s `keep`).
+    """
+    device = chains.states.device
+    return Contexts(
+        chains=chains,
+        samples=samples,
+        rewards=rewards.to(device),
+        reward=reward,
+        noise=noise,
+        first=chains.num_steps - torch.tensor(lengths, device=device),
+        sample=torch.arange(len(samples), device=device),
+    )
+
+
+def run_again(
+    policy: Policy, rows: Contexts, *, checkpointed: bool
+) -> Float[Tensor, "rows *event"]:
+    """Where the rows' chains end when each takes its steps again from its own on; carries their gradient.
+
+    The noise is that of the rollout: under the policy that drew the chains, they end where they ended.
+
+    checkpointed: hold the states between the steps only, and compute each step again in the backward pass
+        (Chen et al. 2016, arXiv 1604.06174): the same gradient, one more forward pass a step
+    """
+    noise = chain_noise(policy, rows.sample.tolist(), rows.noise)
+    x, cond = rows.x, rows.cond
+    for k in range(int(rows.step.min()), policy.kernel.num_steps):
+        moving = torch.nonzero(rows.step <= k).flatten()
+        advance = partial(_advance, policy, k, take(cond, moving), noise[k + 1, moving])
+        if checkpointed:
+            # The state of torch's generator, shared by all threads, is left alone: a step draws from none.
+            moved = checkpoint(advance, x[moving], use_reentrant=False, preserve_rng_state=False)
+        else:
+            moved = advance(x[moving])
+        x = x.index_copy(0, moving, moved)
+    return x
+
+
+def _advance(policy: Policy, k: int, cond: Cond, noise: Tensor, x: Tensor) -> Tensor:
+    step = torch.full((len(x),), k, device=x.device)
+    return policy.transition(step, x, cond).sample(noise).to(policy.storage)
+
+
+def jump(policy: Policy, rows: Contexts) -> Float[Tensor, "rows *event"]:
+    """The network's estimate of the clean sample at each row's state; carries the gradient.
+
+    It is the mean of a step that lands on clean data, whatever the sampler.
+    """
+    kernel = policy.kernel
+    one, zero = torch.ones_like(kernel.std), torch.zeros_like(kernel.std)
+    landing = replace(kernel, clean=one, noise=zero, std=zero)
+    prediction = policy.denoiser.predict(rows.x, kernel.time(rows.step), rows.cond)
+    return landing.transition(rows.step, rows.x, prediction).mean
 
 
 P = TypeVar("P", bound=Rows)

@@ -107,8 +107,8 @@ def inputs(trajectory: Trajectory) -> Float[Tensor, "scored batch features"]:
     the chain, and the mean of each conditioning tensor of numbers over its tokens. float32."""
     prompt = _prompt(trajectory.cond)
     rows = []
-    for step, before in zip(trajectory.steps, trajectory.before, strict=True):
-        state = _cells(trajectory.states[before].float())
+    for step in trajectory.steps:
+        state = _cells(trajectory.states[trajectory.kept.index(step)].float())
         place = math.pi * step / trajectory.num_steps
         waves = state.new_tensor([math.cos(j * place) for j in range(1, WAVES + 1)])
         rows.append(torch.cat([state, waves.expand(len(state), -1), *prompt], dim=1))

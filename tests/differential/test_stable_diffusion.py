@@ -10,14 +10,18 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
+from worlds import Always
 
 import burnish
 from burnish import images
+from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
+from burnish.experience import Task
 from burnish.models.stable_diffusion import schedule_of
 from burnish.models.trainable import Full, LoRA
 from burnish.policy import take, using
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
+from burnish.rewards.image import Brightness
 from burnish.rollout import decode, rollout
 
 PROMPTS = [Prompt("a portrait of a person"), Prompt("red hair"), Prompt("a person with blue hair")]
@@ -207,6 +211,35 @@ def test_the_gradient_reaches_the_adapter_and_nothing_else(folder):
     for network in (denoiser.unet, denoiser.text_encoder, denoiser.vae):
         for name, parameter in network.named_parameters():
             assert (parameter.grad is not None) == (id(parameter) in trained), name
+
+
+@pytest.mark.parametrize("algorithm", [DRaFT(train_steps=4), AlignProp(), ReFL(train_steps=2)])
+def test_a_reward_is_differentiated_into_every_adapter_and_nothing_that_is_frozen(
+    folder, algorithm
+):
+    policy = _trained(_policy(folder))
+    denoiser = policy.denoiser
+    task = Task(policy, Always(PROMPTS), Brightness(), samples=3, batch=3)
+    found = algorithm.collect(task, memory={}, randomness=SEED)
+    loss, diagnostics = algorithm.loss(policy, found.rows)
+    assert torch.equal(-loss, found.rewards) == (algorithm != ReFL(train_steps=2))
+    assert diagnostics["reward_change"].max() < 0.5
+    loss.mean().backward()
+    trained = {id(parameter) for parameter in denoiser.parameters()}
+    for network in (denoiser.unet, denoiser.text_encoder, denoiser.vae):
+        for name, parameter in network.named_parameters():
+            assert (parameter.grad is not None) == (id(parameter) in trained), name
+            assert parameter.grad is None or parameter.grad.abs().max() > 0, name
+
+
+def test_checkpointing_changes_nothing_of_a_rewards_gradient(folder):
+    policy = _trained(_policy(folder))
+    task = Task(policy, Always(PROMPTS), Brightness(), samples=3, batch=3)
+    found = AlignProp().collect(task, memory={}, randomness=SEED).rows
+    parameters = policy.denoiser.parameters()
+    losses = [AlignProp(checkpointing=each).loss(policy, found)[0] for each in (False, True)]
+    plain, checkpointed = (torch.autograd.grad(loss.sum(), parameters) for loss in losses)
+    assert all(torch.equal(one, other) for one, other in zip(plain, checkpointed, strict=True))
 
 
 def test_a_new_adapter_leaves_the_output_as_it_was_and_depends_on_its_seed_only(folder):

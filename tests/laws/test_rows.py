@@ -24,7 +24,7 @@ def numbered() -> Trajectory:
         states=states.expand(6, 3, 2),
         log_prob=-10.0 * torch.tensor([[1], [3], [4]]) - torch.arange(3),
         steps=(1, 3, 4),
-        num_steps=7,
+        kept=(1, 2, 3, 4, 5, 7),
         cond={"shift": torch.tensor([100.0, 101.0, 102.0])},
     )
 

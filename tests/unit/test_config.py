@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
+from burnish.algorithms.draft import AlignProp
 from burnish.config import ConfigError, Plugin, dump, load_recipe, shipped
 from burnish.rewards.image import Compressibility
 from burnish.samplers.ddim import DDIM
@@ -83,6 +84,21 @@ def test_a_window_is_laid_over_any_sampler_with_a_choice_of_noise(tmp_path):
     assert load_recipe(str(path)) == flow
 
 
+@pytest.mark.parametrize("reward", ["brightness", "portrait-likelihood", "my.rewards:redness"])
+def test_rewards_that_may_have_a_gradient_go_with_algorithms_that_need_one(reward):
+    recipe = load_recipe(
+        "compressibility",
+        [
+            "--reward.name",
+            reward,
+            "--algorithm.name=align-prop",
+            "--training.updates=1",
+            "--sampler.eta=0",
+        ],
+    )
+    assert recipe.algorithm == AlignProp()
+
+
 def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[reward]\nname = "compressibility"\nquality = 80\n[sampler]\nnum_steps = 3\n')
@@ -128,6 +144,17 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
             "algorithm.train_steps",
             "sampler.size = 4",
         ),
+        (
+            ["--algorithm.name", "draft", "--training.updates", "1"],
+            "reward.name = 'compressibility' has no gradient",
+            "differentiable reward",
+        ),
+        (
+            ["--algorithm.name", "refl", "--training.updates", "1", "--reward.name", "brightness"],
+            "algorithm.train_steps = 10",
+            "num_steps = 8",
+        ),
+        (["--algorithm.name", "align-prop"], "on-policy", "updates = 1"),
         (["--trainable.name", "full", "--model.dtype", "bfloat16"], "model.dtype", "float32"),
         (["--model.dtype", "float17"], "model.dtype", "bfloat16"),
         (["--reward.quality", "101"], "reward.quality", "1 to 100"),

@@ -160,7 +160,7 @@ def test_any_event_shape_is_read(event, features):
         + torch.tensor([[0.0], [1.0]]).expand(5, 2, 3),
         "shift": torch.arange(5.0),
     }
-    seen = values.inputs(Trajectory(states, torch.zeros(2, 5), (0, 2), 3, cond))
+    seen = values.inputs(Trajectory(states, torch.zeros(2, 5), (0, 2), (0, 1, 2, 3), cond))
     assert seen.shape == (2, 5, features + values.WAVES + 3 + 1)
     assert torch.equal(seen[0, :, -4:-1], (torch.arange(5.0) + 0.5)[:, None].expand(5, 3))
     assert torch.equal(seen[1, :, -1], torch.arange(5.0))

@@ -18,6 +18,7 @@ from burnish.transitions import Gaussian
     [
         "burnish",
         "burnish.algorithms.ddpo",
+        "burnish.algorithms.draft",
         "burnish.samplers.ddim",
         "burnish.samplers.ddpm",
         "burnish.samplers.flow",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.reward import RewardError, score
+from burnish.reward import RewardError, check_differentiable, differentiable, score
 from burnish.rollout import Samples
 
 SAMPLES = Samples(
@@ -108,3 +108,51 @@ def test_a_reward_object_is_named_by_its_class():
 
     with pytest.raises(RewardError, match="'Sharpness'"):
         score(Sharpness(), SAMPLES)
+
+
+def movable() -> Samples:
+    return Samples(
+        torch.rand(2, 3, 2, 2, requires_grad=True), SAMPLES.prompts[:2], SAMPLES.metadata[:2]
+    )
+
+
+def test_a_differentiable_reward_is_the_score_with_its_gradient():
+    def squares(samples):
+        return samples.media.double().square().sum((1, 2, 3))
+
+    samples = movable()
+    rewards = differentiable(squares, samples)
+    assert torch.equal(rewards.detach(), score(squares, samples))
+    assert rewards.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(rewards.sum(), samples.media)
+    torch.testing.assert_close(gradient, 2 * samples.media.detach())
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda samples: samples.media.sum((2, 3)), "shape (2, 3), expected (2,)"),
+        (lambda samples: samples.media.sum((1, 2, 3)) / 0, "returned inf for sample 0"),
+        (lambda samples: samples.nothing, "raised AttributeError"),
+        (lambda samples: samples.media.detach().sum((1, 2, 3)), "no gradient"),
+        (lambda samples: samples.media.sum((1, 2, 3)).tolist(), "no gradient"),
+    ],
+)
+def test_a_differentiable_reward_is_checked_as_any_other(bad, message):
+    bad.__name__ = "bad"
+    for check in (differentiable, check_differentiable):
+        with pytest.raises(RewardError) as caught:
+            check(bad, movable())
+        assert message in str(caught.value)
+        assert "'bad'" in str(caught.value)
+
+
+def test_a_gradient_that_does_not_come_from_the_image_is_none():
+    weight = torch.ones((), requires_grad=True)
+    with pytest.raises(RewardError, match="no gradient with respect to the image"):
+        check_differentiable(lambda samples: weight * samples.media.detach()[:, 0, 0, 0], movable())
+
+
+def test_asking_for_a_gradient_leaves_the_samples_as_they_were():
+    check_differentiable(lambda samples: samples.media[:, 0, 0, 0], SAMPLES)
+    assert not SAMPLES.media.requires_grad

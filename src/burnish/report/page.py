@@ -26,7 +26,12 @@ THUMBNAIL = 256
 PIXEL_ART = 128
 """Images up to this wide and high, in pixels, are enlarged with hard edges."""
 
-UNITS = {"compressibility": "minus kB of JPEG", "incompressibility": "kB of JPEG"}
+UNITS = {
+    "compressibility": "minus kB of JPEG",
+    "incompressibility": "kB of JPEG",
+    "brightness": "mean luma in 0–1",
+    "portrait-likelihood": "nats per attribute",
+}
 """Of the shipped rewards; any other is in its own unit."""
 
 
@@ -53,6 +58,9 @@ MEANINGS = {
     ),
     "clip_fraction": Meaning(
         "Clip fraction", "fraction of rows", "Rows whose ratio left the clipping interval."
+    ),
+    "reward_change": Meaning(
+        "Reward change", "the reward's", "Of a chain that is run again, from when it was drawn."
     ),
     "loss": Meaning("Loss", "", "A policy gradient’s loss need not fall."),
     "grad_norm": Meaning("Gradient norm", "2-norm", "Before clipping, mean over the updates."),

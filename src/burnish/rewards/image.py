@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from burnish.rollout import Samples
 
 
+LUMA = (0.2126, 0.7152, 0.0722)
+"""Weights of red, green and blue; they sum to 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compressibility:
     """Minus the size of the image as a JPEG, in kB of 1000 bytes (Black et al. 2023, sec. 5.1)."""
@@ -41,6 +45,19 @@ class Incompressibility:
 
     def __call__(self, samples: Samples) -> Tensor:
         return _jpeg_sizes(samples, self.quality)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brightness:
+    """Mean luma of the image, in [0, 1]; differentiable.
+
+    Luma is 0.2126 R' + 0.7152 G' + 0.0722 B' of the gamma-encoded values that images hold (ITU-R BT.709,
+    item 3.2, whose primaries are sRGB's).
+    """
+
+    def __call__(self, samples: Samples) -> Tensor:
+        weight = samples.media.new_tensor(LUMA)
+        return samples.media.mean(dim=(2, 3)) @ weight
 
 
 def jpeg_bytes(image: Image, quality: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from burnish.portraits.judge import Judge
     from burnish.rollout import Samples
 
 
@@ -20,6 +22,22 @@ class PortraitAlignment:
     """
 
     def __call__(self, samples: Samples) -> Tensor:
-        from burnish.portraits.judge import load_judge
+        return _judge().accuracy(samples.media, list(samples.metadata))
 
-        return load_judge().accuracy(samples.media, list(samples.metadata))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortraitLikelihood:
+    """Mean log-probability, by the judge, of the attributes a caption asks for, in nats, at most 0.
+
+    The differentiable companion of `PortraitAlignment`.
+    """
+
+    def __call__(self, samples: Samples) -> Tensor:
+        return _judge().log_likelihood(samples.media, list(samples.metadata))
+
+
+@cache
+def _judge() -> Judge:
+    from burnish.portraits.judge import load_judge
+
+    return load_judge()
