@@ -215,7 +215,7 @@ def merge(table: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML, every field written out but those that are None."""
-    return tomli_w.dumps(_table(recipe))
+    return tomli_w.dumps(as_table(recipe))
 
 
 def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
@@ -337,12 +337,13 @@ def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> N
         )
 
 
-def _table(value: Any) -> Any:
+def as_table(value: Any) -> Any:
+    """A recipe, or a part of it, of TOML types; fields that are None are left out."""
     if not dataclasses.is_dataclass(value):
         return value
     if isinstance(value, Plugin):
         return {"name": value.target}
     fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    inner = {key: _table(item) for key, item in fields.items() if item is not None}
+    inner = {key: as_table(item) for key, item in fields.items() if item is not None}
     name = NAMES.get(type(value))
     return inner if name is None else {"name": name, **inner}

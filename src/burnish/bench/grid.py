@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,14 @@ def load_grid(name: str) -> tuple[Grid, list[Cell]]:
     if faults:
         raise ConfigError("\n  ".join([f"{path} cannot be run:", *_told(grid, faults)]))
     return grid, sorted(cells, key=lambda cell: grid.seeds.index(cell.seed))
+
+
+def with_jobs(grid: Grid, jobs: int) -> Grid:
+    """The grid with so many cells at a time. Raises ConfigError for a number that cannot be."""
+    try:
+        return replace(grid, jobs=jobs)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
 
 
 def _told(grid: Grid, faults: Mapping[str, list[str]]) -> list[str]:

@@ -64,7 +64,7 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             yield f"{prefix}{key}", ", ".join(str(each) for each in value)
         else:
             yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else str(value)
@@ -103,12 +103,16 @@ STYLE = """
   --paper: #fdfdfb; --ink: #1c2124; --muted: #626c71; --rule: #e2e4e1; --panel: #f4f5f2;
   --before: #7d8a92; --after: #b4532a; --train: #33708f;
   --part-0: #33708f; --part-1: #b4532a; --part-2: #a9b3b7; --part-3: #7c8a4e;
+  --series-0: #b4532a; --series-1: #33708f; --series-2: #5f7f2a; --series-3: #8a4f9e;
+  --series-4: #bd8a12; --series-5: #c4427a; --series-6: #1c8f83; --series-7: #4a55b0;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --ink: #e6e8e7; --muted: #98a2a7; --rule: #2b3135; --panel: #1b1f23;
     --before: #8f9ba3; --after: #e5895c; --train: #6fb0d2;
     --part-0: #5a9dc0; --part-1: #d67d52; --part-2: #59646a; --part-3: #9dae66;
+    --series-0: #e5895c; --series-1: #6fb0d2; --series-2: #a5c46a; --series-3: #c596d9;
+    --series-4: #e2b644; --series-5: #ee86b0; --series-6: #5ac8ba; --series-7: #98a3f2;
   }
 }
 * { box-sizing: border-box; }
