@@ -13,7 +13,7 @@ from burnish.report import charts, pieces, words
 from burnish.report.charts import Canvas, Series
 from burnish.report.record import Record, Sample
 
-SHOWN = 8
+SHOWN = 10
 """Held-out prompts in a grid of samples."""
 
 
@@ -23,7 +23,7 @@ def page(summary: Summary, faults: Mapping[str, str]) -> str:
     header = (
         "<p class=kind>burnish · bench</p>\n"
         f"<h1>{title}</h1>\n<p class=verdict>{_headline(summary)}</p>\n"
-        f"<p class=details>{_extent(summary)} {_missing_sentence(summary)}</p>"
+        f"<p class=details>{_extent(summary)} {_certainty(summary)} {_missing_sentence(summary)}</p>"
     )
     sections = (
         *(_reward(summary, each) for each in summary.comparisons),
@@ -40,11 +40,25 @@ def page(summary: Summary, faults: Mapping[str, str]) -> str:
 def _headline(summary: Summary) -> str:
     if not summary.comparisons:
         return "No cell of the grid is finished."
-    parts = [
-        f"{escape(_names([each.first.algorithm, *each.level_with]))} on {escape(each.reward)}"
-        for each in summary.comparisons
-    ]
-    return f"First at {summary.grid.queries:,} reward queries: {'; '.join(parts)}."
+    won: dict[str, list[str]] = {}
+    for each in summary.comparisons:
+        won.setdefault(each.first.algorithm, []).append(each.reward)
+    parts = [f"{name} on {_names(rewards)}" for name, rewards in won.items()]
+    return escape(
+        f"Highest held-out reward at {summary.grid.queries:,} queries: {'; '.join(parts)}."
+    )
+
+
+def _certainty(summary: Summary) -> str:
+    """Of how many rewards the first is first beyond chance."""
+    rivals = [each for each in summary.comparisons if len(each.standings) > 1]
+    sure = sum(not each.level_with for each in rivals)
+    if not rivals:
+        return ""
+    return (
+        f"The first is told apart from every other on {sure or 'none'} of "
+        f"{words.count(len(rivals), 'reward')}, by 95% intervals over the seeds."
+    )
 
 
 def _extent(summary: Summary) -> str:
@@ -285,7 +299,7 @@ def _settings(summary: Summary) -> str:
     found = settings.sort(summary.cells)
     return pieces.section(
         "Settings",
-        f"<h3>Algorithms</h3>{_blocks(found.by_algorithm)}<h3>Rewards</h3>{_blocks(found.by_reward)}"
+        f"{_blocks(found.by_algorithm)}{_blocks(found.by_reward)}"
         "<details><summary>What all cells share</summary>"
         f"{_blocks({'all cells': found.common})}</details>",
         "The resolved recipes with every default; what all cells share is folded away.",
@@ -338,8 +352,8 @@ section > .legend { margin: 0 0 14px; font-size: 13px; color: var(--muted); }
 .standings .base th, .standings .base td { color: var(--muted); }
 .samples-title { margin: 34px 0 0; }
 .samples {
-  display: grid; gap: 8px 6px; align-items: center; min-width: 640px; margin-top: 14px;
-  grid-template-columns: 118px repeat(var(--columns), minmax(0, 1fr));
+  display: grid; gap: 6px; align-items: center; min-width: 760px; margin-top: 14px;
+  grid-template-columns: 112px repeat(var(--columns), minmax(0, 1fr));
 }
 .samples h4 { margin: 0 0 18px; font-size: 13px; font-weight: 400; overflow-wrap: anywhere; }
 .samples img { display: block; width: 100%; height: auto; background: var(--panel); }

@@ -129,7 +129,7 @@ def comparison(
             color, style = COLORS[each.color], (0, (5, 2)) if each.dashed else "solid"
             axes.plot(each.x, each.y, color=color, linewidth=1.9, linestyle=style)
             axes.plot(each.x[-1], each.y[-1], "o", color=color, markersize=4)
-        _around(axes, [y for each in series for y in (*each.y, base, level)])
+        _around(axes, series, (base, level))
         axes.set_xlim(0, 1.02 * max(each.x[-1] for each in series) or 1.0)
         axes.xaxis.set_major_locator(_ticks(6))
         axes.yaxis.set_major_locator(_ticks(7))
@@ -139,18 +139,27 @@ def comparison(
 
 
 def _band(axes: Axes, series: Series) -> None:
-    low, high = [], []
-    for y, half in zip(series.y, series.half, strict=True):
-        low.append(y - (half or 0.0))
-        high.append(y + (half or 0.0))
-    axes.fill_between(series.x, low, high, color=COLORS[series.color], alpha=0.13, linewidth=0)
+    low, high = _edges(series)
+    axes.fill_between(series.x, low, high, color=COLORS[series.color], alpha=0.12, linewidth=0)
 
 
-def _around(axes: Axes, y: Sequence[float]) -> None:
-    """The y axis spans the lines with a tenth of room; a band wider than that is cut off."""
-    low, high = min(y), max(y)
-    room = 0.1 * (high - low) or 1.0
-    axes.set_ylim(low - room, high + room)
+def _edges(series: Series) -> tuple[list[float], list[float]]:
+    pairs = [(y, half or 0.0) for y, half in zip(series.y, series.half, strict=True)]
+    return [y - half for y, half in pairs], [y + half for y, half in pairs]
+
+
+def _around(axes: Axes, series: Sequence[Series], levels: Sequence[float]) -> None:
+    """The y axis spans the lines, and of the bands what adds at most a quarter of that on each side."""
+    lines = [*levels, *(y for each in series for y in each.y)]
+    low, high = min(lines), max(lines)
+    room = 0.25 * (high - low) or 1.0
+    bands = [edge for each in series for side in _edges(each) for edge in side]
+    bottom, top = (
+        max(min(bands, default=low), low - room),
+        min(max(bands, default=high), high + room),
+    )
+    margin = 0.04 * (high - low)
+    axes.set_ylim(min(bottom, low) - margin, max(top, high) + margin)
 
 
 def histogram(canvas: Canvas, before: Sequence[float], after: Sequence[float], unit: str) -> str:
