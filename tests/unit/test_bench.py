@@ -247,8 +247,9 @@ def make_cell(out: Path, cell: Cell, lift: float) -> RunFolder:
     return folder
 
 
-def record(folder: Path, means: Mapping[int, float], std: float = 0.5) -> Record:
-    """A run of four iterations of 64 queries whose held-out means after some of them are these."""
+def record(folder: Path, means: Mapping[int, float]) -> Record:
+    """A run of four iterations of 64 queries whose held-out means after some of them are these; the base
+    model's std is 0.5, later ones are 0.1."""
     run = make_run(folder, iterations=4, done=4, count=2)
 
     def change(line: dict) -> None:
@@ -256,7 +257,13 @@ def record(folder: Path, means: Mapping[int, float], std: float = 0.5) -> Record
         line.pop("held_out", None)
         if number in means:
             mean = means[number]
-            spread = {"mean": mean, "std": std, "min": mean, "max": mean, "count": 2}
+            spread = {
+                "mean": mean,
+                "std": 0.5 if number == 0 else 0.1,
+                "min": mean,
+                "max": mean,
+                "count": 2,
+            }
             line["held_out"] = {**spread, "diversity": mean, "blank": 0.0}
 
     rewrite(run, change)
@@ -297,6 +304,17 @@ def test_a_comparison_by_hand(tmp_path):
     assert found.base == interval([0.0, 1.0])
     assert found.base_std == 0.5
     assert found.own_base == ()
+
+
+def test_a_seed_that_never_came_up_to_the_level_counts_as_never(tmp_path):
+    """Of three seeds the median is that of the slower one that did; of two it is never."""
+    ends = (1.0, 2.0, 0.1)
+    runs = {s: record(tmp_path / str(s), {0: 0.0, 4: y}) for s, y in enumerate(ends)}
+    (three,) = compare("r", {"a": runs}, level=1.0).standings
+    assert (three.reached, three.queries_to_level) == (2, 128)
+    del runs[1]
+    (two,) = compare("r", {"a": runs}, level=1.0).standings
+    assert (two.reached, two.queries_to_level) == (1, math.inf)
 
 
 def test_the_first_is_told_apart_by_the_differences_of_seeds_not_by_their_spread(tmp_path):
