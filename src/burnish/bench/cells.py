@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from burnish.bench.grid import Cell
 from burnish.config import ConfigError, Recipe
 from burnish.experiment import Stop, asked_to_stop, check_same
 from burnish.folder import RunFolder, lines
 from burnish.track.cells import Cells
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 GLANCE = 0.5
 """Seconds between two looks at what the cells have got done."""
@@ -124,13 +127,12 @@ class _Pool:
 
     def _end(self, name: str, process: BaseProcess, folder: RunFolder) -> None:
         if process.exitcode == 0:
-            self.display.ended(name, _reward(folder), finished=True)
+            self.display.ended(name, _reward(folder))
         elif self.stop.asked:
-            text = f"stopped after iteration {_iteration(folder)}"
-            self.display.ended(name, text, finished=False)
+            self.display.stopped(name, f"stopped after iteration {_iteration(folder)}")
         else:
             self.faults[name] = _fault(process, folder)
-            self.display.ended(name, f"failed: {self.faults[name]}", finished=False)
+            self.display.ended(name, f"failed: {self.faults[name]}")
 
     def _folder(self, cell: Cell) -> RunFolder:
         return RunFolder(self.out / cell.path)
@@ -163,16 +165,29 @@ def _reward(folder: RunFolder) -> str:
 
 
 def _start(cell: Cell, out: Path, jobs: int) -> BaseProcess:
-    """Forked off a server that has everything imported, where the system has such servers."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["burnish.experiment", "burnish.models.stable_diffusion"])
-    else:
-        context = multiprocessing.get_context("spawn")
     path, threads = out / cell.path, max(1, cores() // jobs)
-    process = context.Process(target=_run, args=(cell.recipe, path, threads), name=str(cell))
+    process = _context().Process(target=_run, args=(cell.recipe, path, threads), name=str(cell))
     process.start()
     return process
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Processes are forked off a server that has everything imported, where the system has such servers.
+
+    The server is started deaf to Ctrl-C, which the terminal sends to it too.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["burnish.experiment", "burnish.models.stable_diffusion"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return context
 
 
 def cores() -> int:

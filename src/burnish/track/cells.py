@@ -64,13 +64,21 @@ class Cells:
         self._shares[name] = iteration / iterations
         self._progress.update(self._whole, text=self._left())
 
-    def ended(self, name: str, text: str, *, finished: bool) -> None:
-        self._progress.remove_task(self._tasks.pop(name))
-        share = self._shares.pop(name)
+    def ended(self, name: str, text: str) -> None:
+        """A run is over, by its end or by an error."""
+        self._drop(name)
         self._done += 1
-        self._first += 0 if finished else 1 - share  # what was not computed took no time
         self._progress.update(self._whole, completed=self._done, text=self._left())
         self.say(f"{name}: {text} ({self._done}/{self._total})")
+
+    def stopped(self, name: str, text: str) -> None:
+        """A run was asked to stop, and can go on."""
+        self._drop(name)
+        self.say(f"{name}: {text}")
+
+    def _drop(self, name: str) -> None:
+        self._progress.remove_task(self._tasks.pop(name))
+        del self._shares[name]
 
     def _left(self) -> str:
         """Time left at the pace of now: cells, with the shares of those under way, a second."""
