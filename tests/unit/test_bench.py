@@ -359,8 +359,9 @@ def test_a_run_that_stopped_early_counts_as_missing(tmp_path):
     folder = make_cell(tmp_path, cells[0], 0.5)
     assert len(summarise("m", grid, cells, tmp_path).missing) == len(cells) - 1
     kept = folder.metrics.read_text().splitlines(keepends=True)[:-1]
-    folder.metrics.write_text("".join(kept))
-    assert len(summarise("m", grid, cells, tmp_path).missing) == len(cells)
+    for text in ("".join(kept), ""):
+        folder.metrics.write_text(text)
+        assert len(summarise("m", grid, cells, tmp_path).missing) == len(cells)
 
 
 # --- the page ------------------------------------------------------------------------------------

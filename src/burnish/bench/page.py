@@ -53,7 +53,7 @@ def _certainty(summary: Summary) -> str:
     """Of how many rewards the first is first beyond chance."""
     rivals = [each for each in summary.comparisons if len(each.standings) > 1]
     sure = sum(not each.level_with for each in rivals)
-    if not rivals:
+    if len(rivals) < 2:
         return ""
     return (
         f"The first is told apart from every other on {sure or 'none'} of "
@@ -353,7 +353,7 @@ section > .legend { margin: 0 0 14px; font-size: 13px; color: var(--muted); }
 .samples-title { margin: 34px 0 0; }
 .samples {
   display: grid; gap: 6px; align-items: center; min-width: 760px; margin-top: 14px;
-  grid-template-columns: 112px repeat(var(--columns), minmax(0, 1fr));
+  grid-template-columns: 112px repeat(var(--columns), minmax(0, 110px));
 }
 .samples h4 { margin: 0 0 18px; font-size: 13px; font-weight: 400; overflow-wrap: anywhere; }
 .samples img { display: block; width: 100%; height: auto; background: var(--panel); }

@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.bench.grid import Cell, Grid
 from burnish.bench.intervals import Interval, first_reached, interval
-from burnish.folder import RunFolder
+from burnish.folder import RunFolder, lines
 from burnish.report.record import Line, Record, Spread, read
 
 
@@ -121,7 +121,7 @@ def summarise(name: str, grid: Grid, cells: Sequence[Cell], out: Path) -> Summar
 def _finished(cell: Cell, out: Path) -> Record | None:
     """The cell's run if it has done what the grid asks; None if not."""
     folder = RunFolder(out / cell.path)
-    if not folder.recipe.is_file() or not folder.metrics.is_file():
+    if not folder.recipe.is_file() or not any(lines(folder.metrics)):
         return None
     record = read(folder)
     return record if record.done == cell.recipe.training.iterations else None
@@ -228,9 +228,9 @@ def _differs(found: Mapping[int, Record], reference: Mapping[int, Record]) -> bo
     return any(abs(own.mean - other.mean) > 0.01 * other.std for own, other in bases)
 
 
-def _guards(lines: Sequence[Line]) -> dict[str, float]:
+def _guards(measured: Sequence[Line]) -> dict[str, float]:
     return {
-        name: statistics.fmean(line.guards[name] for line in lines)
-        for name in lines[0].guards
-        if all(name in line.guards for line in lines)
+        name: statistics.fmean(line.guards[name] for line in measured)
+        for name in measured[0].guards
+        if all(name in line.guards for line in measured)
     }
