@@ -60,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     sample.add_argument("--out", type=Path, help="folder (default: RUN/drawn)")
 
+    bench = commands.add_parser(
+        "bench",
+        help="compare algorithms over a grid of runs",
+        description="Run a grid of rewards, algorithms and seeds, and write the page that compares them. "
+        "The same command again goes on where it was stopped.",
+    )
+    bench.add_argument("grid", help="name of a shipped grid, or a .toml file")
+    bench.add_argument("--out", type=Path, help="folder (default: runs/bench/GRID)")
+    bench.add_argument("--jobs", type=int, help="cells at a time (default: the grid's)")
+    bench.add_argument("--page", action="store_true", help="write the page only; run nothing")
+
     report = commands.add_parser("report", help="draw the HTML report of a run")
     report.add_argument("run", type=Path, help="run folder")
 
@@ -93,6 +104,20 @@ def _sample(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    del rest
+    from burnish.bench.grid import load_grid, with_jobs
+
+    grid, cells = load_grid(options.grid)
+    if options.jobs is not None:
+        grid = with_jobs(grid, options.jobs)
+
+    from burnish.bench.run import bench
+
+    name = Path(options.grid).stem
+    return bench(name, grid, cells, options.out or Path("runs/bench", name), run=not options.page)
+
+
 def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
     del rest
     from burnish.folder import RunFolder
@@ -115,4 +140,10 @@ def _recipes(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-_COMMANDS = {"train": _train, "sample": _sample, "report": _report, "recipes": _recipes}
+_COMMANDS = {
+    "train": _train,
+    "sample": _sample,
+    "bench": _bench,
+    "report": _report,
+    "recipes": _recipes,
+}

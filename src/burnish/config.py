@@ -209,34 +209,71 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     An override of a table's `name` takes another class, and starts that table anew.
     Raises ConfigError.
     """
-    path = recipe_path(name)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_table(recipe_path(name))
     for key, value in _parsed(overrides):
-        _override(table, key.split("."), value, key)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        table = merge(table, value)
     return build(Recipe, table, "")
 
 
 def recipe_path(name: str) -> Path:
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise ConfigError(f"recipe {name!r}: there is no such file")
-        return Path(name)
-    if name not in shipped():
-        raise ConfigError(f"there is no recipe {name!r}{_nearest(name, shipped())}")
-    return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+    return shipped_path(name, "recipe")
 
 
 def shipped() -> list[str]:
-    folder = Path(str(files("burnish") / "recipes"))
-    return sorted(path.stem for path in folder.glob("*.toml"))
+    return _shipped("recipe")
+
+
+def shipped_path(name: str, kind: str) -> Path:
+    """The file of a shipped `kind` (recipe, grid) by its name, or of one's own, which ends in .toml."""
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"{kind} {name!r}: there is no such file")
+        return Path(name)
+    if name not in _shipped(kind):
+        raise ConfigError(f"there is no {kind} {name!r}{_nearest(name, _shipped(kind))}")
+    return _folder(kind) / f"{name}.toml"
+
+
+def _shipped(kind: str) -> list[str]:
+    return sorted(path.stem for path in _folder(kind).glob("*.toml"))
+
+
+def _folder(kind: str) -> Path:
+    return Path(str(files("burnish") / f"{kind}s"))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The TOML of a file. Raises ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def merge(table: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`table` with the fields of `over` in their place, table by table.
+
+    Another `name` takes another class, and starts its table anew.
+    path: the dotted key of both, for messages
+    """
+    anew = "name" in over and over["name"] != table.get("name")
+    merged = {} if anew else dict(table)
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            inner, whole = merged.get(key, {}), _join(path, key)
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{whole}.{next(iter(value), '')}: {whole} is not a table")
+            merged[key] = merge(inner, value, whole)
+        else:
+            merged[key] = value
+    return merged
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML, every field written out but those that are None."""
-    return tomli_w.dumps(_table(recipe))
+    return tomli_w.dumps(as_table(recipe))
 
 
 def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
@@ -350,19 +387,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _override(table: dict[str, Any], keys: Sequence[str], value: Any, whole: str) -> None:
-    head, *tail = keys
-    if not tail:
-        if head == "name" and table.get("name") != value:
-            table.clear()
-        table[head] = value
-        return
-    inner = table.setdefault(head, {})
-    if not isinstance(inner, dict):
-        raise ConfigError(f"--{whole}: {head} is not a table")
-    _override(inner, tail, value, whole)
-
-
 def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> None:
     last = max(train_steps) if isinstance(train_steps, tuple) else (train_steps or 1) - 1
     if last >= num_steps:
@@ -390,12 +414,13 @@ def _check_window(train_steps: int | tuple[int, ...] | None, window: Window) -> 
         )
 
 
-def _table(value: Any) -> Any:
+def as_table(value: Any) -> Any:
+    """A recipe, or a part of it, of TOML types; fields that are None are left out."""
     if not dataclasses.is_dataclass(value):
         return value
     if isinstance(value, Plugin):
         return {"name": value.target}
     fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    inner = {key: _table(item) for key, item in fields.items() if item is not None}
+    inner = {key: as_table(item) for key, item in fields.items() if item is not None}
     name = NAMES.get(type(value))
     return inner if name is None else {"name": name, **inner}

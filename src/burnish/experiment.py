@@ -87,7 +87,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool) -> bool:
     checkpoint.restore(state, folder.checkpoints)
     for path in (folder.metrics, folder.timing):
         keep_until(path, state.iteration)
-    with Console(recipe.training.iterations, state.iteration) as console, _asked_to_stop() as stop:
+    with Console(recipe.training.iterations, state.iteration) as console, asked_to_stop() as stop:
         _drive(experiment, state, folder, console, stop)
     if state.iteration < recipe.training.iterations:
         return False
@@ -105,13 +105,13 @@ def _prepare(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
                 f"{folder.path} already holds a run; go on with it by --resume, or choose another "
                 "folder by --out"
             )
-        _check_same(recipe, folder)
+        check_same(recipe, folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.recipe.write_text(dump(recipe), encoding="utf-8")
     write_json(folder.environment, environment())
 
 
-def _check_same(recipe: Recipe, folder: RunFolder) -> None:
+def check_same(recipe: Recipe, folder: RunFolder) -> None:
     """Only the number of iterations may change when a run goes on."""
     before = load_recipe(str(folder.recipe))
     iterations = recipe.training.iterations
@@ -125,7 +125,7 @@ def _check_same(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _drive(
-    experiment: Experiment, state: State, folder: RunFolder, console: Console, stop: _Stop
+    experiment: Experiment, state: State, folder: RunFolder, console: Console, stop: Stop
 ) -> None:
     recipe = experiment.recipe
     if not folder.metrics.exists() or not any(lines(folder.metrics)):
@@ -228,17 +228,17 @@ def _final_weights(experiment: Experiment, state: State) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Stop:
+class Stop:
     asked: bool = False
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
+def asked_to_stop() -> Iterator[Stop]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop after this iteration.
 
     A second one stops at once; the newest checkpoint is whole even then.
     """
-    stop = _Stop()
+    stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
         del number, frame

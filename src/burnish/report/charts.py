@@ -25,7 +25,11 @@ from matplotlib.ticker import MaxNLocator
 
 from burnish.report.record import Record
 
-NAMES = ("ink", "muted", "rule", "before", "after", "train", "part-0", "part-1", "part-2", "part-3")
+SERIES = tuple(f"series-{i}" for i in range(8))
+NAMES = (
+    *("ink", "muted", "rule", "before", "after", "train", "part-0", "part-1", "part-2", "part-3"),
+    *SERIES,
+)
 COLORS = {name: f"#0000{i:02x}" for i, name in enumerate(NAMES, start=1)}
 """Stand-ins of the CSS variables; no other colour is ever drawn."""
 
@@ -85,6 +89,77 @@ def reward_curve(canvas: Canvas, record: Record, unit: str) -> str:
         _iterations(axes, 0, record.done)
 
     return _chart(canvas, unit, paint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One curve of several: its points, and half the width of a band about each of them.
+
+    number: its place among all, which gives it its colour; beyond the last colour lines are dashed
+    """
+
+    number: int
+    x: Sequence[float]
+    y: Sequence[float]
+    half: Sequence[float | None]
+
+    @property
+    def color(self) -> str:
+        return SERIES[self.number % len(SERIES)]
+
+    @property
+    def dashed(self) -> bool:
+        return self.number >= len(SERIES)
+
+
+def comparison(
+    canvas: Canvas, series: Sequence[Series], base: float, level: float, unit: str, along: str
+) -> str:
+    """Curves with their bands, the first on top; dashed: where they began; dotted: `level`.
+
+    along: what the x axis counts, from 0
+    """
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(base, color=COLORS["before"], linewidth=1.2, dashes=(4, 3))
+        axes.axhline(level, color=COLORS["before"], linewidth=1.2, linestyle=(0, (1, 2)))
+        for each in reversed(series):
+            _band(axes, each)
+        for each in reversed(series):
+            color, style = COLORS[each.color], (0, (5, 2)) if each.dashed else "solid"
+            axes.plot(each.x, each.y, color=color, linewidth=1.9, linestyle=style)
+            axes.plot(each.x[-1], each.y[-1], "o", color=color, markersize=4)
+        _around(axes, series, (base, level))
+        axes.set_xlim(0, 1.02 * max(each.x[-1] for each in series) or 1.0)
+        axes.xaxis.set_major_locator(_ticks(6))
+        axes.yaxis.set_major_locator(_ticks(7))
+        axes.set_xlabel(along)
+
+    return _chart(canvas, unit, paint)
+
+
+def _band(axes: Axes, series: Series) -> None:
+    low, high = _edges(series)
+    axes.fill_between(series.x, low, high, color=COLORS[series.color], alpha=0.12, linewidth=0)
+
+
+def _edges(series: Series) -> tuple[list[float], list[float]]:
+    pairs = [(y, half or 0.0) for y, half in zip(series.y, series.half, strict=True)]
+    return [y - half for y, half in pairs], [y + half for y, half in pairs]
+
+
+def _around(axes: Axes, series: Sequence[Series], levels: Sequence[float]) -> None:
+    """The y axis spans the lines, and of the bands what adds at most a quarter of that on each side."""
+    lines = [*levels, *(y for each in series for y in each.y)]
+    low, high = min(lines), max(lines)
+    room = 0.25 * (high - low) or 1.0
+    bands = [edge for each in series for side in _edges(each) for edge in side]
+    bottom, top = (
+        max(min(bands, default=low), low - room),
+        min(max(bands, default=high), high + room),
+    )
+    margin = 0.04 * (high - low)
+    axes.set_ylim(min(bottom, low) - margin, max(top, high) + margin)
 
 
 def histogram(canvas: Canvas, before: Sequence[float], after: Sequence[float], unit: str) -> str:

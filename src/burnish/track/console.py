@@ -61,7 +61,7 @@ class Console:
     def iterated(self, report: Iteration) -> None:
         mean, std = report.rewards.mean().item(), report.rewards.std(correction=0).item()
         reward = f"reward {mean:.3f} ± {std:.3f}{self._held_out}"
-        left = f"{_clock(self._left(report.number))} left"
+        left = f"{clock(self._left(report.number))} left"
         self._progress.update(self._task, completed=report.number, reward=reward, left=left)
         if self._progress.disable:
             self.say(f"iteration {report.number}/{self._total}: {reward} | {left}")
@@ -71,7 +71,8 @@ class Console:
         return pace * (self._total - number)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds as a clock shows them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
