@@ -74,6 +74,7 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
     rng = random.Random(arguments.seed + rank)
     train_text(text_encoder, tokenizer, rng, arguments, report=rank == 0)
     vae = AutoencoderKL.from_pretrained(BUILD / "vae")
+    vae.register_to_config(_name_or_path="")  # else the published configuration names this folder
     pipeline = assemble(vae, text_encoder, tokenizer, unet)
     train_denoiser(pipeline, load_portraits("train"), rng, arguments, report=rank == 0)
 
