@@ -139,9 +139,8 @@ def _learn(
     for epoch in range(training.epochs):
         order = randomness.at("shuffle", epoch).permutation(len(rows)).to(policy.device)
         for drawn in order.tensor_split(min(training.updates, len(rows))):
-            index = (
-                drawn.sort().values
-            )  # neighbours are of one chain, so a microbatch has few prompts
+            # Neighbours are of one chain, so a microbatch has few prompts; the gradient is the same.
+            index = drawn.sort().values
             done = _accumulate(policy, algorithm, rows, index, training, optimizer, state)
             if not diagnostics:
                 _check_first_ratio(done, training.ratio_tolerance, state.iteration)
