@@ -112,7 +112,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
 
 
 def check_same(recipe: Recipe, folder: RunFolder) -> None:
-    """Only the number of iterations may change when a run goes on."""
+    """Only the number of iterations may change when a run goes on, and not to fewer than it has done."""
     before = load_recipe(str(folder.recipe))
     iterations = recipe.training.iterations
     before = replace(before, training=replace(before.training, iterations=iterations))
@@ -121,6 +121,12 @@ def check_same(recipe: Recipe, folder: RunFolder) -> None:
         changed = [line for line in new if line not in old] or ["(a field was left out)"]
         raise ConfigError(
             f"{folder.path} was begun with another recipe; it cannot go on with {changed[0]!r}"
+        )
+    done = max((line["iteration"] for line in lines(folder.metrics)), default=0)
+    if done > iterations:
+        raise ConfigError(
+            f"{folder.path} has done {done} iterations, but training.iterations = {iterations}; ask for "
+            "as many or more, or choose another folder by --out"
         )
 
 

@@ -111,7 +111,7 @@ def test_the_folder_of_another_grid_is_refused_before_anything_runs(whole, tmp_p
     with pytest.raises(ConfigError, match="draws = 2"):
         check_folders(cells, whole)
     _, cells = load_grid(write(tmp_path, GRID.replace("queries = 4", "queries = 2")))
-    with pytest.raises(ConfigError, match="asks for 1"):
+    with pytest.raises(ConfigError, match=r"has done 2 iterations, but training\.iterations = 1"):
         check_folders(cells, whole)
 
 

@@ -186,6 +186,10 @@ def test_a_run_folder_is_not_overwritten_nor_continued_with_another_recipe(whole
         run(load_recipe("compressibility", SMALL), whole, resume=False)
     with pytest.raises(ConfigError, match="clip"):
         run(load_recipe("compressibility", [*SMALL, "--algorithm.clip=0.1"]), whole, resume=True)
+    before = whole.recipe.read_bytes()
+    with pytest.raises(ConfigError, match=r"has done 5 iterations, but training\.iterations = 3"):
+        run(load_recipe("compressibility", [*SMALL, "--training.iterations=3"]), whole, resume=True)
+    assert whole.recipe.read_bytes() == before
 
 
 def failing(samples):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.bench.grid import Cell
-from burnish.config import ConfigError, Recipe
+from burnish.config import Recipe
 from burnish.experiment import Stop, asked_to_stop, check_same
 from burnish.folder import RunFolder, lines
 from burnish.track.cells import Cells
@@ -45,14 +45,9 @@ class Outcome:
 def check_folders(cells: Sequence[Cell], out: Path) -> None:
     """Raises ConfigError if a cell's run folder belongs to another recipe, or has gone on for longer."""
     for cell in cells:
-        folder, asked = RunFolder(out / cell.path), cell.recipe.training.iterations
+        folder = RunFolder(out / cell.path)
         if folder.recipe.exists():
             check_same(cell.recipe, folder)
-        if _iteration(folder) > asked:
-            raise ConfigError(
-                f"{folder.path} has done {_iteration(folder)} iterations, but the grid asks for {asked}; "
-                "choose another folder by --out, or raise queries"
-            )
 
 
 def is_finished(cell: Cell, folder: RunFolder) -> bool:
