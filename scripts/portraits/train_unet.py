@@ -1,4 +1,4 @@
-"""Trains the text encoder and the denoiser, and writes the pipeline folder.
+"""Trains the text encoder and the denoiser of `portraits`, and writes the pipeline folder.
 
 The text encoder first learns, for a minute or two, to say which attributes a caption mentions; then
 both learn to denoise together. Early versions of the folder are written while that goes on.
@@ -7,44 +7,22 @@ both learn to denoise together. Early versions of the folder are written while t
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
 import random
-import shutil
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from denoising import train_denoiser, write_pipeline
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file, save_file
-from tokenizer import MAX_LENGTH, build_tokenizer
-from torch import Tensor, nn
-from training import (
-    BUILD,
-    PACKAGE,
-    Clock,
-    Portraits,
-    average_gradients,
-    in_parallel,
-    load_portraits,
-    pixels,
-    warmup_cosine,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from burnish.portraits.attributes import SCHEMA, decode, encode
-from burnish.portraits.captions import caption, portrait_prompts
+from texts import text_config, tokenize, train_text
+from tokenizer import build_tokenizer
+from torch import Tensor
+from training import BUILD, PACKAGE, in_parallel, load_portraits
+from transformers import CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 96
-EMPTY_CAPTIONS = 0.1
-"""Share of training captions replaced by "", which classifier-free guidance needs."""
 
 LARGEST_WEIGHT = 5.0
 """Bound of a noise level's loss weight; see `weighted_error`."""
-
-LARGEST_DECAY = 0.998
-"""Of the moving average of the weights, per step."""
 
 
 def main() -> None:
@@ -69,30 +47,31 @@ def parse() -> argparse.Namespace:
 def work(rank: int, arguments: argparse.Namespace) -> None:
     """One of the processes; the first one also reports and saves."""
     tokenizer = CLIPTokenizer.from_pretrained(BUILD / "tokenizer")
-    text_encoder, unet = small_text_encoder(tokenizer), small_unet()
+    text_encoder = CLIPTextModel(text_config(tokenizer, width=TEXT_WIDTH, num_layers=2))
+    unet = small_unet()
     torch.manual_seed(arguments.seed + rank)
     rng = random.Random(arguments.seed + rank)
-    train_text(text_encoder, tokenizer, rng, arguments, report=rank == 0)
+
+    def read(ids: Int64[Tensor, "batch length"]) -> tuple[Tensor, Tensor]:
+        output = text_encoder(ids)
+        return output.pooler_output, output.last_hidden_state[:, -1]
+
+    train_text(text_encoder, read, tokenizer, rng, arguments, width=TEXT_WIDTH, report=rank == 0)
     vae = AutoencoderKL.from_pretrained(BUILD / "vae")
     vae.register_to_config(_name_or_path="")  # else the published configuration names this folder
     pipeline = assemble(vae, text_encoder, tokenizer, unet)
-    train_denoiser(pipeline, load_portraits("train"), rng, arguments, report=rank == 0)
-
-
-def small_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    train_denoiser(
+        (unet, text_encoder),
+        vae,
+        load_portraits("train"),
+        lambda x0, texts: weighted_error(pipeline, x0, tokenize(tokenizer, texts)),
+        lambda averaged: write_pipeline(
+            assemble(vae, averaged[1], tokenizer, averaged[0]), PACKAGE / "pipeline"
+        ),
+        rng,
+        arguments,
+        report=rank == 0,
     )
-    return CLIPTextModel(config)
 
 
 def small_unet() -> UNet2DConditionModel:
@@ -132,125 +111,6 @@ def assemble(
     )
 
 
-def train_text(
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    rng: random.Random,
-    arguments: argparse.Namespace,
-    *,
-    report: bool,
-) -> None:
-    """Teaches the tokens that end and pad a caption to hold every attribute it mentions."""
-    clock = Clock()
-    torch_rng = torch.Generator().manual_seed(arguments.seed)
-    heads = readout(torch_rng)
-    parameters = [*text_encoder.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3)
-    prompts = portrait_prompts("train", rng.randrange(2**32))
-    for step in range(arguments.num_text_steps):
-        factor = warmup_cosine(step, num_steps=arguments.num_text_steps, num_warmup=30)
-        optimiser.param_groups[0]["lr"] = 2e-3 * factor
-        batch = list(itertools.islice(prompts, arguments.text_batch))
-        loss = readout_loss(text_encoder, heads, tokenize(tokenizer, [t for t, _ in batch]),
-                            torch.tensor([encode(m) for _, m in batch]))  # fmt: skip
-        optimiser.zero_grad()
-        loss.backward()
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        if report and step % 50 == 0:
-            print(f"text step {step} loss {loss.item():.4f} ({clock})", flush=True)
-
-
-def readout(generator: torch.Generator) -> nn.ModuleList:
-    """A linear head for each attribute, with one class more than it has values: not mentioned."""
-    heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(a.values) + 1) for a in SCHEMA)
-    for head in heads:
-        nn.init.normal_(head.weight, std=0.1, generator=generator)
-        nn.init.zeros_(head.bias)
-    return heads
-
-
-def readout_loss(
-    text_encoder: CLIPTextModel,
-    heads: nn.ModuleList,
-    ids: Int64[Tensor, "batch length"],
-    codes: Int64[Tensor, "batch attributes"],
-) -> Tensor:
-    """Cross-entropy in nats, summed over attributes, read from the last token and from the caption's end."""
-    output = text_encoder(ids)
-    states = torch.cat([output.pooler_output, output.last_hidden_state[:, -1]])
-    wanted = torch.cat([codes, codes]) + 1
-    losses = [F.cross_entropy(head(states), w) for head, w in zip(heads, wanted.T, strict=True)]
-    return torch.stack(losses).sum()
-
-
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Int64[Tensor, "batch length"]:
-    return tokenizer(
-        texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
-
-
-def train_denoiser(
-    pipeline: StableDiffusionPipeline,
-    portraits: Portraits,
-    rng: random.Random,
-    arguments: argparse.Namespace,
-    *,
-    report: bool,
-) -> None:
-    """Denoising of captioned latents; the first process averages the weights and saves them."""
-    clock = Clock()
-    latents = encode_latents(pipeline.vae, portraits)
-    networks = (pipeline.unet, pipeline.text_encoder)
-    parameters = [p for network in networks for p in network.parameters()]
-    optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.99), fused=True)
-    average = Average(networks) if report else None
-    for step in range(arguments.stop_after):
-        factor = warmup_cosine(step, num_steps=arguments.num_steps, num_warmup=100)
-        optimiser.param_groups[0]["lr"] = arguments.learning_rate * factor
-        rows = torch.randint(len(latents), (arguments.batch,))
-        ids = tokenize(pipeline.tokenizer, captions(portraits.codes[rows].tolist(), rng))
-        loss = weighted_error(pipeline, latents[rows], ids)
-        optimiser.zero_grad()
-        loss.backward()
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        if average is not None:
-            average.update(networks, step)
-            log_and_save(pipeline, average, step, loss.item(), clock, arguments)
-
-
-def log_and_save(
-    pipeline: StableDiffusionPipeline,
-    average: Average,
-    step: int,
-    loss: float,
-    clock: Clock,
-    arguments: argparse.Namespace,
-) -> None:
-    last = step == arguments.stop_after - 1
-    if step % 50 == 0 or last:
-        print(f"step {step} loss {loss:.4f} ({clock})", flush=True)
-    if last or (step + 1) % arguments.num_steps_between_saves == 0:
-        save(pipeline, average)
-
-
-@torch.no_grad()
-def encode_latents(vae: AutoencoderKL, portraits: Portraits) -> Float[Tensor, "num 12 8 8"]:
-    """The scaled latents of all portraits, computed once."""
-    vae = vae.to(memory_format=torch.channels_last)
-    batches = portraits.grid.split(100)
-    means = torch.cat([vae.encode(pixels(b) * 2 - 1).latent_dist.mean for b in batches])
-    return means * vae.config.scaling_factor
-
-
-def captions(codes: list[list[int]], rng: random.Random) -> list[str]:
-    """A fresh caption of each portrait, some of them empty."""
-    return ["" if rng.random() < EMPTY_CAPTIONS else caption(decode(row), rng)[0] for row in codes]
-
-
 def weighted_error(
     pipeline: StableDiffusionPipeline,
     x0: Float[Tensor, "batch 12 8 8"],
@@ -271,48 +131,6 @@ def weighted_error(
     predicted = pipeline.unet(noised, time, states).sample
     weight = (1 / pipeline.scheduler.alphas_cumprod[time]).clamp(max=LARGEST_WEIGHT)
     return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
-
-
-class Average:
-    """Exponential moving average of the weights of some networks."""
-
-    def __init__(self, networks: tuple[nn.Module, ...]) -> None:
-        self.networks = copy.deepcopy(networks)
-
-    @torch.no_grad()
-    def update(self, networks: tuple[nn.Module, ...], step: int) -> None:
-        decay = min(LARGEST_DECAY, (1 + step) / (10 + step))
-        for mine, theirs in zip(self.networks, networks, strict=True):
-            torch._foreach_lerp_(list(mine.parameters()), list(theirs.parameters()), 1 - decay)
-
-
-def save(pipeline: StableDiffusionPipeline, average: Average) -> None:
-    """Replaces the pipeline folder at once, so that a reader never meets half of it."""
-    unet, text_encoder = average.networks
-    averaged = assemble(pipeline.vae, text_encoder, pipeline.tokenizer, unet)
-    fresh, old, final = BUILD / "pipeline-new", BUILD / "pipeline-old", PACKAGE / "pipeline"
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    averaged.save_pretrained(fresh)
-    restore_text_prefix(fresh / "text_encoder" / "model.safetensors")
-    for weights in fresh.rglob("*.safetensors"):
-        weights.chmod(0o644)
-    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        shutil.copy(BUILD / "tokenizer" / name, fresh / "tokenizer" / name)
-    if final.exists():
-        final.rename(old)
-    fresh.rename(final)
-
-
-def restore_text_prefix(weights: Path) -> None:
-    """Puts "text_model." back before the names of the text encoder's tensors.
-
-    Transformers 5 saves without it and reads both; transformers 4 would, with no more than a warning,
-    start from random weights.
-    """
-    tensors = load_file(weights)
-    named = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tensors.items()}
-    save_file(named, weights, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

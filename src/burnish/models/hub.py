@@ -77,9 +77,12 @@ def _download(name: str) -> Path:
 
 
 def _families() -> dict[str, Callable[..., Any]]:
-    from burnish.models import stable_diffusion
+    from burnish.models import stable_diffusion, stable_diffusion_3
 
-    return {"StableDiffusionPipeline": stable_diffusion.load}
+    return {
+        "StableDiffusionPipeline": stable_diffusion.load,
+        "StableDiffusion3Pipeline": stable_diffusion_3.load,
+    }
 
 
 def _family(folder: Path) -> Callable[..., Any]:

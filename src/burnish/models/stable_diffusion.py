@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -16,18 +15,17 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from burnish.models import autoencoder
 from burnish.models.attention import SharedTextAttention, distinct
-from burnish.models.trainable import Full, Trainable, lora_metadata, prepare
+from burnish.models.guidance import guided
+from burnish.models.placed import placed
+from burnish.models.trainable import Trainable, load_weights, prepare, save_weights
 from burnish.policy import Cond
 from burnish.schedules import PARAMETERISATIONS, SPACINGS, DiffusionSchedule
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class StableDiffusion:
@@ -77,14 +75,7 @@ class StableDiffusion:
         return {"tokens": tokens, "embedding": self.text_encoder(tokens).last_hidden_state}
 
     def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        if self.guidance == 1:
-            return self._network(x, time, cond)
-        both = {
-            name: torch.cat([self._unconditional[name].expand_as(value), value])
-            for name, value in cond.items()
-        }
-        u, c = self._network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
-        return u + self.guidance * (c - u)
+        return guided(self._network, x, time, cond, self._unconditional, self.guidance)
 
     def _network(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         texts, rows = distinct(cond["tokens"], cond["embedding"])
@@ -97,51 +88,27 @@ class StableDiffusion:
         )[0]
 
     def decode(self, x: Tensor) -> Tensor:
-        x = (x / self.vae.config["scaling_factor"]).to(memory_format=torch.channels_last)
-        image = self.vae.decode(x, return_dict=False)[0]  # type: ignore[arg-type]
-        return (image / 2 + 0.5).clamp(0, 1)
+        return autoencoder.decode(self.vae, x)
 
     @property
     def media_shape(self) -> tuple[int, int, int]:
-        _, height, width = self.event_shape
-        scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        return (self.vae.config["out_channels"], height * scale, width * scale)
+        return autoencoder.media_shape(self.vae, self.event_shape)
 
-    @torch.no_grad()
     def encode_media(self, media: Tensor) -> Tensor:
-        """The mean of the VAE's posterior, in the latents' unit; float32."""
-        images = (2 * media - 1).to(self.vae.device, memory_format=torch.channels_last)
-        posterior = self.vae.encode(images).latent_dist  # type: ignore[union-attr]
-        return posterior.mean * self.vae.config["scaling_factor"]
+        return autoencoder.encode(self.vae, media)
 
     def parameters(self) -> list[Parameter]:
         return self._parameters
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights so that diffusers loads them.
-
-        A LoRA goes to `folder/pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights`; full
-        weights go to `folder/unet`, for `UNet2DConditionModel.from_pretrained`.
-        """
-        if isinstance(self.trainable, Full):
-            self.unet.save_pretrained(folder / "unet")
-            return
-        StableDiffusionPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=dict(get_peft_model_state_dict(self.unet)),
-            unet_lora_adapter_metadata=lora_metadata(self.unet),
+        """For `pipe.load_lora_weights`, or `UNet2DConditionModel.from_pretrained`: see `save_weights`."""
+        save_weights(
+            self.unet, self.trainable, folder, part="unet", pipeline=StableDiffusionPipeline
         )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote back into the trainable weights."""
-        if isinstance(self.trainable, Full):
-            saved = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
-            self.unet.load_state_dict(saved)
-            return
-        saved = load_file(folder / "pytorch_lora_weights.safetensors")
-        adapter = {name.removeprefix("unet."): tensor for name, tensor in saved.items()}
-        fault = set_peft_model_state_dict(self.unet, adapter)
-        assert not fault.unexpected_keys, fault.unexpected_keys
+        load_weights(self.unet, self.trainable, folder, part="unet")
 
 
 def load(
@@ -164,22 +131,14 @@ def load(
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
     return StableDiffusion(
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        text_encoder=_placed(text_encoder, device),
-        unet=_placed(unet, device),
-        vae=_placed(vae, device),
+        text_encoder=placed(text_encoder, device),
+        unet=placed(unet, device),
+        vae=placed(vae, device),
         scheduler=scheduler,
         guidance=guidance,
         trainable=trainable,
         seed=seed,
     )
-
-
-def _placed(network: Network, device: torch.device) -> Network:
-    """Frozen, in evaluation mode (dropout would make the policy a different one at each call), with
-    channels last, which the convolutions of CPUs and GPUs are fastest with."""
-    network.requires_grad_(False).eval()
-    move: Any = network.to  # diffusers and torch disagree on its signature
-    return move(device, memory_format=torch.channels_last)
 
 
 def schedule_of(scheduler: DDIMScheduler) -> DiffusionSchedule:

@@ -1,4 +1,4 @@
-"""Which weights are trained: a LoRA on named modules, or all of them."""
+"""Which weights are trained, a LoRA on named modules or all of them, and how they are kept in files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from pathlib import Path
+
     from torch.nn import Parameter
 
 
@@ -50,7 +51,7 @@ def check(trainable: Trainable, dtype: str) -> None:
         )
 
 
-def prepare(network: UNet2DConditionModel, trainable: Trainable, seed: int) -> list[Parameter]:
+def prepare(network: Any, trainable: Trainable, seed: int) -> list[Parameter]:
     """Freeze or free the network's weights, add adapters, and return what is trained.
 
     seed: of the adapters' initial weights; they leave the network's output as it was
@@ -62,7 +63,7 @@ def prepare(network: UNet2DConditionModel, trainable: Trainable, seed: int) -> l
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def _add_adapter(network: UNet2DConditionModel, lora: LoRA, seed: int) -> None:
+def _add_adapter(network: Any, lora: LoRA, seed: int) -> None:
     import torch
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
@@ -87,7 +88,44 @@ def _add_adapter(network: UNet2DConditionModel, lora: LoRA, seed: int) -> None:
     cast_training_params(network, torch.float32)
 
 
-def lora_metadata(network: UNet2DConditionModel) -> dict[str, Any]:
+def save_weights(
+    network: Any, trainable: Trainable, folder: Path, *, part: str, pipeline: Any
+) -> None:
+    """Write the trained weights so that diffusers loads them.
+
+    A LoRA goes to `folder/pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights`; full
+    weights go to `folder/PART`, for the network's `from_pretrained`.
+
+    part: what the pipeline calls the network, such as `unet`
+    pipeline: its class, which knows the file's format
+    """
+    from peft import get_peft_model_state_dict
+
+    if isinstance(trainable, Full):
+        network.save_pretrained(folder / part)
+        return
+    layers: dict[str, Any] = {
+        f"{part}_lora_layers": dict(get_peft_model_state_dict(network)),
+        f"{part}_lora_adapter_metadata": _metadata(network),
+    }
+    pipeline.save_lora_weights(folder, **layers)
+
+
+def load_weights(network: Any, trainable: Trainable, folder: Path, *, part: str) -> None:
+    """Read what `save_weights` wrote back into the trainable weights."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if isinstance(trainable, Full):
+        network.load_state_dict(type(network).from_pretrained(folder / part).state_dict())
+        return
+    saved = load_file(folder / "pytorch_lora_weights.safetensors")
+    adapter = {name.removeprefix(f"{part}."): tensor for name, tensor in saved.items()}
+    fault = set_peft_model_state_dict(network, adapter)
+    assert not fault.unexpected_keys, fault.unexpected_keys
+
+
+def _metadata(network: Any) -> dict[str, Any]:
     """The adapter's configuration as JSON values, so that a loader knows its rank and scale."""
     config = network.peft_config["default"].to_dict()
     return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
