@@ -29,8 +29,18 @@ from burnish.portraits.attributes import (
     encode,
     is_held_out,
 )
-from burnish.portraits.captions import caption, describe, draw_prompt, mention, portrait_prompts
+from burnish.portraits.captions import (
+    OPENINGS,
+    caption,
+    describe,
+    describe_tersely,
+    draw_prompt,
+    mention,
+    portrait_prompts,
+)
 from burnish.portraits.judge import WEIGHTS, load_judge
+from burnish.portraits.prompts import Portraits
+from burnish.randomness import Randomness
 
 RENDERINGS = Path(__file__).parent / "portraits_renderings.npz"
 """400 renderings with held-out colour pairs, written by scripts/portraits/render.py."""
@@ -124,6 +134,22 @@ def test_captions_vary():
     a = draws("train", 1)[0]
     rng = random.Random(0)
     assert len({describe(a, rng) for _ in range(100)}) > 90
+
+
+def test_a_terse_caption_lists_every_attribute_and_no_more():
+    mentioned = {"hair": "long", "hair_color": "red", "hat": "none", "shirt_pattern": "striped"}
+    rng = random.Random(0)
+    said = {describe_tersely(mentioned, rng) for _ in range(200)}
+    parts = {"hair long", "hair red", "no hat", "shirt striped"}
+    assert all(set(text.split(", ")) == parts for text in said)
+    assert len(said) == 24  # all orders
+
+
+def test_terse_prompts_ask_for_what_they_mention():
+    source = Portraits(terse=True, count=3)
+    for prompt in (*source.draw(5, Randomness(0)), *source.held_out(5)):
+        assert len(prompt.text.split(", ")) == len(prompt.metadata)
+        assert not prompt.text.startswith(OPENINGS[:-1])
 
 
 def test_held_out_prompts_always_mention_both_colours():

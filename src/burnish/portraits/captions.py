@@ -53,12 +53,13 @@ BACKGROUNDS = ("on a {} background", "against a {} background", "in front of a {
 
 
 def draw_prompt(
-    rng: random.Random, split: Split, about: tuple[str, ...] = ()
+    rng: random.Random, split: Split, about: tuple[str, ...] = (), *, terse: bool = False
 ) -> tuple[str, dict[str, str]]:
     """A caption of a random portrait, and the attributes that it mentions.
 
     about: exactly the attributes to mention; by default a random part of all. A bald head lacks
         `hair_color`, so asking for that asks for hair
+    terse: worded as `describe_tersely` does
     A "held-out" prompt always mentions the pair of colours that training lacks.
     """
     pair = ("hair_color", "shirt_color") if split == "held-out" else ()
@@ -69,7 +70,7 @@ def draw_prompt(
         mentioned = {name: attributes[name] for name in dict.fromkeys((*about, *pair))}
     else:
         mentioned = mention(attributes, rng, always=pair)
-    return describe(mentioned, rng), mentioned
+    return (describe_tersely if terse else describe)(mentioned, rng), mentioned
 
 
 def portrait_prompts(split: Split, seed: int) -> Iterator[tuple[str, dict[str, str]]]:
@@ -113,6 +114,20 @@ def describe(mentioned: Mapping[str, str], rng: random.Random) -> str:
     if features:
         person += " with " + _enumerate(features)
     return rng.choice(OPENINGS) + ", ".join([person, *clauses])
+
+
+def describe_tersely(mentioned: Mapping[str, str], rng: random.Random) -> str:
+    """A list without grammar, such as "shirt striped, no hat, hair red, shirt blue, hair long".
+
+    The base model knows the words (but "neutral"), though not in this order, and follows them worse.
+    """
+    parts = [_tersely(name.partition("_")[0], value) for name, value in mentioned.items()]
+    rng.shuffle(parts)
+    return ", ".join(parts)
+
+
+def _tersely(noun: str, value: str) -> str:
+    return f"no {noun}" if value == "none" else f"{noun} {value}"
 
 
 def _mention_probability(name: str, value: str) -> float:

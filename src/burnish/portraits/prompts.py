@@ -23,6 +23,8 @@ class Portraits:
     about: tuple[str, ...] = ()
     """The attributes that a caption mentions, which leaves the model free in the others; without it,
     a random part of all, mostly nearly all."""
+    terse: bool = False
+    """Captions are lists of words without grammar, which the base model follows worse."""
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
@@ -44,5 +46,5 @@ class Portraits:
         return [self._prompt(random.Random(f"held-out {i}"), "held-out") for i in range(count)]
 
     def _prompt(self, rng: random.Random, split: Split) -> Prompt:
-        caption, mentioned = draw_prompt(rng, split, self.about)
+        caption, mentioned = draw_prompt(rng, split, self.about, terse=self.terse)
         return Prompt(caption, mentioned)
