@@ -206,15 +206,31 @@ NAMES: Mapping[type, str] = {
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (shipped, or a path that ends in .toml) under `--table.key value` overrides.
 
-    An override of a table's `name` takes another class, and starts that table anew.
+    An override of a table's `name` takes another class, and starts that table anew. So does a file over
+    the recipe that its `base` names.
     Raises ConfigError.
     """
-    table = read_table(recipe_path(name))
+    table = _with_bases(name)
     for key, value in _parsed(overrides):
         for part in reversed(key.split(".")):
             value = {part: value}
         table = merge(table, value)
     return build(Recipe, table, "")
+
+
+def _with_bases(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The recipe's table over that of its `base`: a shipped recipe, or a .toml file beside it."""
+    path = recipe_path(name)
+    if path in above:
+        raise ConfigError(f"{path} is its own base, by way of {', '.join(map(str, above))}")
+    table = read_table(path)
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"base = {base!r}, expected the name of a recipe")
+    beside = str(path.parent / base) if base.endswith(".toml") else base
+    return merge(_with_bases(beside, (*above, path)), table)
 
 
 def recipe_path(name: str) -> Path:

@@ -183,6 +183,28 @@ def test_an_unknown_recipe_names_the_nearest():
         load_recipe("compresibility")
 
 
+def test_a_recipe_stands_on_its_base(tmp_path):
+    (tmp_path / "low.toml").write_text('base = "compressibility"\n[training]\nsamples = 64\n')
+    high = tmp_path / "high.toml"
+    high.write_text('base = "low.toml"\nseed = 5\n[algorithm]\nname = "ddpo-sf"\n')
+    recipe = load_recipe(str(high), ["--training.updates", "1"])
+    below = load_recipe("compressibility")
+    assert (recipe.seed, recipe.training.samples) == (5, 64)
+    assert recipe.algorithm == DDPOSF()
+    assert (recipe.reward, recipe.prompts) == (below.reward, below.prompts)
+
+
+@pytest.mark.parametrize(
+    ("base", "hint"),
+    [("self.toml", "its own base"), ("compresibility", "compressibility"), (3, "base = 3")],
+)
+def test_a_base_that_cannot_be_is_named(base, hint, tmp_path):
+    path = tmp_path / "self.toml"
+    path.write_text(f"base = {base!r}\n")
+    with pytest.raises(ConfigError, match=hint):
+        load_recipe(str(path))
+
+
 def test_a_file_that_is_not_toml_is_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("[model\n")
