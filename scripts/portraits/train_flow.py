@@ -42,10 +42,10 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-text-steps", type=int, default=400)
+    parser.add_argument("--num-text-steps", type=int, default=600)
     parser.add_argument("--text-batch", type=int, default=64, help="per process")
     parser.add_argument("--num-steps", type=int, default=6000, help="of the cosine schedule")
-    parser.add_argument("--stop-after", type=int, default=6000, help="steps of it that are run")
+    parser.add_argument("--stop-after", type=int, default=2500, help="steps of it that are run")
     parser.add_argument("--batch", type=int, default=32, help="per process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--num-steps-between-saves", type=int, default=500)
