@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from burnish.schedules import Level, Parameterisation
+
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,7 @@ class Solver:
         time, signal, sigma = self.levels.time, self.levels.signal, self.levels.sigma
         return replace(self, levels=Level(time.to(device), signal.to(device), sigma.to(device)))
 
-    def _scheduler(self):
+    def _scheduler(self) -> DPMSolverMultistepScheduler:
         """A new one for each batch: it remembers the network's outputs."""
         from diffusers import DPMSolverMultistepScheduler  # here: a second that few chains need
 
