@@ -23,6 +23,7 @@ _MATHEMATICS = frozenset(
         "rollout",
         "rows",
         "schedules",
+        "solver",
         "transitions",
         "values",
     }

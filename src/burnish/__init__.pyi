@@ -8,6 +8,7 @@ from .rollout import Samples as Samples
 from .rollout import sample as sample
 from .samplers.ddim import DDIM as DDIM
 from .samplers.ddpm import DDPM as DDPM
+from .samplers.dpm import DPMSolver as DPMSolver
 from .samplers.flow import CPS as CPS
 from .samplers.flow import DanceSDE as DanceSDE
 from .samplers.flow import FlowODE as FlowODE

@@ -39,9 +39,12 @@ from burnish.rewards.image import Brightness, Compressibility, Incompressibility
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
+from burnish.samplers.dpm import DPMSolver
 from burnish.samplers.flow import CPS, DanceSDE, FlowODE, FlowSDE
 from burnish.samplers.window import Window
 from burnish.train.settings import AdamW, Training, check
+
+Samplers = DDIM | DDPM | FlowODE | FlowSDE | DanceSDE | CPS | Window | DPMSolver
 
 
 class ConfigError(ValueError):
@@ -73,6 +76,8 @@ class Evaluation:
     """Iterations between two evaluations; the first and the last model are always evaluated."""
     prompts: int = 32
     """Held-out prompts, one sample each, always with the same noise."""
+    sampler: Samplers | None = None
+    """What draws them, and what `burnish sample` draws with; by default the sampler that is trained with."""
 
     def __post_init__(self) -> None:
         for name in ("every", "prompts"):
@@ -109,7 +114,7 @@ class Recipe:
     prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
-    sampler: DDIM | DDPM | FlowODE | FlowSDE | DanceSDE | CPS | Window = field(default_factory=DDIM)
+    sampler: Samplers = field(default_factory=DDIM)
     algorithm: (
         DDPOIS
         | DDPOSF
@@ -150,6 +155,8 @@ class Recipe:
                 f"reward.name = {NAMES[type(self.reward)]!r} has no gradient; take a differentiable reward, "
                 "or an algorithm that needs none, such as ddpo-is"
             )
+        if isinstance(self.algorithm, DIFFERENTIATE):
+            _check_walked(NAMES[type(self.algorithm)], self.sampler)
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
         if isinstance(self.sampler, Window):
             _check_window(self.algorithm.train_steps, self.sampler)
@@ -174,6 +181,7 @@ NAMES: Mapping[type, str] = {
     DDPM: "ddpm",
     DDPOIS: "ddpo-is",
     DDPOSF: "ddpo-sf",
+    DPMSolver: "dpm-solver",
     DPO: "dpo",
     DPOK: "dpok",
     DRaFT: "draft",
@@ -306,7 +314,8 @@ def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path} = {value!r}, expected a table ({_choices(classes)})")
     table = dict(value)
-    cls = classes[0] if len(classes) == 1 else _chosen(classes, table, path, default)
+    named = any(cls in NAMES for cls in classes)
+    cls = _chosen(classes, table, path, default) if named else classes[0]
     return _construct(cls, table, path)
 
 
@@ -401,6 +410,16 @@ def _literal(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _check_walked(algorithm: str, sampler: Samplers) -> None:
+    solved = isinstance(sampler, DPMSolver)
+    if solved or (isinstance(sampler, Window) and sampler.tail is not None):
+        key = "sampler.name = 'dpm-solver'" if solved else "sampler.tail"
+        raise ValueError(
+            f"algorithm.name = {algorithm!r} differentiates through the sampler's last steps, but {key} has "
+            "a solver in their place; leave it out (evaluation.sampler may be one)"
+        )
 
 
 def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> None:

@@ -25,9 +25,9 @@ def draw(
         raise ValueError(f"count = {count}, expected at least 1")
     experiment, folder = open_run(run)
     asked = [prompt for prompt in prompts for _ in range(count)]
-    before = sample(experiment.policy, asked, seed=seed)
+    before = sample(experiment.shown, asked, seed=seed)
     experiment.denoiser.load(folder.weights)
-    after = sample(experiment.policy, asked, seed=seed)
+    after = sample(experiment.shown, asked, seed=seed)
     target = out or run / "drawn"
     target.mkdir(parents=True, exist_ok=True)
     for i, pair in enumerate(zip(before.media, after.media, strict=True)):

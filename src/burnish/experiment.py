@@ -33,10 +33,15 @@ SHOWN = 16
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A recipe with its objects built."""
+    """A recipe with its objects built.
+
+    policy: what is trained
+    shown: the same denoiser under the sampler that evaluates and draws
+    """
 
     recipe: Recipe
     policy: Policy
+    shown: Policy
     reward: Reward
 
     @property
@@ -57,7 +62,8 @@ def assemble(recipe: Recipe) -> Experiment:
         seed=recipe.seed,
     )
     policy = Policy(denoiser, recipe.sampler, storage=getattr(torch, model.dtype))
-    return Experiment(recipe, policy, reward)
+    shown = replace(policy, sampler=recipe.evaluation.sampler or recipe.sampler)
+    return Experiment(recipe, policy, shown, reward)
 
 
 def resolve(reward: Any) -> Reward:
@@ -215,7 +221,7 @@ def held_out(experiment: Experiment) -> Evaluation:
     """The evaluation that the recipe asks for, with the denoiser's present weights."""
     recipe = experiment.recipe
     return evaluate(
-        experiment.policy,
+        experiment.shown,
         recipe.prompts.held_out(recipe.evaluation.prompts),
         experiment.reward,
         seed=recipe.seed,

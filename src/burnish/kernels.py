@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.schedules import Parameterisation
+from burnish.solver import Solver
 from burnish.transitions import Gaussian
 
 
@@ -27,6 +28,8 @@ class Kernel:
     signal, sigma: x_t = signal x0 + sigma e before the step
     clean, noise: coefficients of x0_hat and e_hat in the mean
     std: standard deviation of the step, >= 0
+
+    tail: what carries a state from the step `walked` to clean data, in place of the steps from there on
     """
 
     times: Tensor
@@ -37,6 +40,12 @@ class Kernel:
     std: Float[Tensor, " steps"]
     parameterisation: Parameterisation
     stochastic: tuple[int, ...]
+    tail: Solver | None = None
+
+    @property
+    def walked(self) -> int:
+        """Steps that a chain takes one by one: all of them, if there is no tail."""
+        return self.num_steps if self.tail is None else self.tail.first
 
     @property
     def num_steps(self) -> int:
@@ -65,7 +74,8 @@ class Kernel:
     def to(self, device: torch.device | str) -> Kernel:
         """The same sampler with its tables on `device`."""
         names = ("times", "signal", "sigma", "clean", "noise", "std")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(moved, tail=self.tail and self.tail.to(device))
 
 
 def kernel(

@@ -128,6 +128,16 @@ class Policy:
         prediction = self.denoiser.predict(x, self.kernel.time(step), cond)
         return self.kernel.transition(step, x, prediction)
 
+    def finish(self, x: Tensor, cond: Cond) -> Tensor:
+        """Clean states of a chain that has walked its steps: what the kernel's tail makes of them, if any."""
+        if self.kernel.tail is None:
+            return x
+
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            return self.denoiser.predict(x.to(self.storage), time, cond)
+
+        return self.kernel.tail.solve(predict, x)
+
 
 def snapshot(denoiser: Denoiser) -> list[Tensor]:
     """A copy of the trainable weights, for `using`."""

@@ -169,8 +169,10 @@ def rollout(
     explore: the distribution that steps are drawn from; by default the policy's. The choice of component
         comes from (randomness, step, i). `log_prob` is the policy's either way.
     keep: steps, with a density or not, before which the states are kept besides
-    Raises ValueError if the chains of a group would be the same to their end.
+    Raises ValueError if the chains of a group would be the same to their end, or for states that are to be
+    kept where the kernel's tail takes no steps.
     """
+    _check_kept(policy.kernel, keep)
     drawn = policy.kernel.stochastic
     most = max(drawn) + 1 if drawn else 0
     if sharing.states > most:
@@ -223,6 +225,8 @@ def _chains(
     for k in range(kernel.num_steps):
         if k in kept:
             states.append(state)
+        if k == kernel.walked:
+            break
         step = torch.full((len(prompts),), k, device=policy.device)
         transition = policy.transition(step, state, cond)
         if explore is None or k not in kernel.stochastic:
@@ -235,6 +239,7 @@ def _chains(
             behaviour.append(mixture.log_prob(state))
         if k in kernel.stochastic:
             log_prob.append(transition.log_prob(state))
+    state = policy.finish(state, cond).to(policy.storage)
     scores = torch.stack(log_prob) if log_prob else noise[0].new_empty(0, len(prompts))
     return Trajectory(
         states=torch.stack([*states, state]),
@@ -244,6 +249,14 @@ def _chains(
         cond=cond,
         behaviour_log_prob=torch.stack(behaviour) if behaviour else None,
     )
+
+
+def _check_kept(kernel: Kernel, keep: Sequence[int]) -> None:
+    if kernel.tail is not None and max(keep, default=-1) > kernel.walked:
+        raise ValueError(
+            f"the states before the steps {list(keep)} cannot be kept: the chain has none after step "
+            f"{kernel.walked}, where a solver carries it to clean data"
+        )
 
 
 def _kept(kernel: Kernel, keep: Sequence[int]) -> tuple[int, ...]:

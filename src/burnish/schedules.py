@@ -116,6 +116,13 @@ class Schedule(Protocol):
         levels that the model was trained on."""
         ...
 
+    def levels(self, num_steps: int) -> Level:
+        """Where a solver of the ODE asks the network, from noise on; after the last level comes clean data.
+
+        Raises ValueError if there are no such levels.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionSchedule:
@@ -143,11 +150,28 @@ class DiffusionSchedule:
     def level(self, quantile: Float[Tensor, " batch"]) -> Level:
         return self.at((quantile * len(self.alpha_bar)).long())
 
+    def levels(self, num_steps: int) -> Level:
+        """As diffusers' `DPMSolverMultistepScheduler` has them: the times of a grid, but where a grid ends at
+        the least time, one more of them and that one left out, since hardly any noise is left there.
+        """
+        time = self._times(num_steps)
+        if time[-1] <= self.offset:
+            time = self._times(num_steps + 1)[:-1]
+        return self.at(time)
+
     def grid(self, num_steps: int) -> Grid:
         """Times and abar for `num_steps` steps; the same table as diffusers' `DDIMScheduler`.
 
         Raises ValueError if the schedule has no such grid.
         """
+        time = self._times(num_steps)
+        after = time - len(self.alpha_bar) // num_steps
+        next_alpha_bar = torch.where(
+            after >= 0, self.alpha_bar[after.clamp(min=0)], self.final_alpha_bar
+        )
+        return Grid(time=time, alpha_bar=self.alpha_bar[time], next_alpha_bar=next_alpha_bar)
+
+    def _times(self, num_steps: int) -> Int[Tensor, " steps"]:
         num_train = len(self.alpha_bar)
         if not 1 <= num_steps <= num_train:
             raise ValueError(
@@ -160,11 +184,7 @@ class DiffusionSchedule:
                 f"num_steps = {num_steps} with a steps offset of {self.offset} asks for time "
                 f"{int(time.max())}, but the last one is {num_train - 1}; use fewer steps"
             )
-        after = time - num_train // num_steps
-        next_alpha_bar = torch.where(
-            after >= 0, self.alpha_bar[after.clamp(min=0)], self.final_alpha_bar
-        )
-        return Grid(time=time, alpha_bar=self.alpha_bar[time], next_alpha_bar=next_alpha_bar)
+        return time
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +231,15 @@ class FlowSchedule:
 
     def level(self, quantile: Float[Tensor, " batch"]) -> Level:
         sigma = self.shifted(((quantile * self.num_train).floor() + 1) / self.num_train)
+        return Level(self._time(sigma), 1 - sigma, sigma)
+
+    def levels(self, num_steps: int) -> Level:
+        """From t = 1 in equal strides towards t = 0, then shifted. diffusers' flow sigmas begin one trained
+        time later, where the signal is not 0; the noise that a chain begins with is of t = 1.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps = {num_steps}, expected at least 1")
+        sigma = self.shifted(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1])
         return Level(self._time(sigma), 1 - sigma, sigma)
 
     def grid(self, num_steps: int) -> FlowGrid:

@@ -7,7 +7,12 @@ import json
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from worlds import Always
@@ -95,6 +100,25 @@ def test_the_deterministic_rollout_is_the_pipelines_own_output(folder, guidance)
     expected = _pipeline_images(pipeline, policy, guidance=guidance, num_steps=4)
     assert (_images(policy) - expected).abs().max() < 1e-5
     assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("guidance", "num_steps", "order"), [(1.0, 6, 2), (3.0, 6, 2), (3.0, 17, 3)]
+)
+def test_dpm_solver_is_the_pipelines_own_output_under_its_scheduler(
+    folder, guidance, num_steps, order
+):
+    """Within float32, of images in [0, 1]: our first estimate of x0 is divided by a signal of 0.07."""
+    policy = _policy(folder, guidance=guidance)
+    solved = burnish.Policy(policy.denoiser, burnish.DPMSolver(num_steps=num_steps, order=order))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, solver_order=order
+    )
+    expected = _pipeline_images(pipeline, solved, guidance=guidance, num_steps=num_steps)
+    assert (_images(solved) - expected).abs().max() < 1e-4
+    assert expected.std() > 0.01
+    assert (_images(_policy(folder, guidance=guidance, eta=0.0)) - expected).abs().max() > 1e-2
 
 
 def test_a_trained_lora_loads_in_plain_diffusers_and_gives_the_same_pictures(folder, tmp_path):

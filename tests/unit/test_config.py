@@ -12,8 +12,11 @@ from burnish.algorithms.draft import AlignProp
 from burnish.config import ConfigError, Plugin, dump, load_recipe, shipped
 from burnish.rewards.image import Compressibility
 from burnish.samplers.ddim import DDIM
-from burnish.samplers.flow import FlowSDE
+from burnish.samplers.dpm import DPMSolver
+from burnish.samplers.flow import FlowODE, FlowSDE
 from burnish.samplers.window import Window
+
+SOLVED = ["--algorithm.name=align-prop", "--reward.name=brightness", "--training.updates=1"]
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -84,6 +87,38 @@ def test_a_window_is_laid_over_any_sampler_with_a_choice_of_noise(tmp_path):
     assert load_recipe(str(path)) == flow
 
 
+def test_a_solver_evaluates_follows_a_window_and_survives_being_written_out(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[reward]\nname = "compressibility"\n[sampler]\nname = "window"\n'
+        'tail = {name = "dpm-solver", num_steps = 3}\n[evaluation.sampler]\nname = "dpm-solver"\norder = 3\n'
+    )
+    recipe = load_recipe(str(path))
+    assert recipe.sampler == Window(tail=DPMSolver(num_steps=3))
+    assert recipe.evaluation.sampler == DPMSolver(order=3)
+    again = tmp_path / "again.toml"
+    again.write_text(dump(recipe))
+    assert load_recipe(str(again)) == recipe
+    overridden = load_recipe(
+        str(path), ["--evaluation.sampler.name=flow-ode", "--sampler.tail.order=1"]
+    )
+    assert overridden.evaluation.sampler == FlowODE()
+    assert overridden.sampler == Window(tail=DPMSolver(num_steps=3, order=1))
+    assert load_recipe("compressibility").evaluation.sampler is None
+
+
+def test_a_solver_evaluates_what_is_differentiated_through_another_sampler():
+    recipe = load_recipe(
+        "brightness-draft", ["--evaluation.sampler.name=dpm-solver", "--sampler.num_steps=6"]
+    )
+    assert recipe.evaluation.sampler == DPMSolver()
+
+
+def test_a_solver_samples_for_an_algorithm_that_needs_no_density():
+    recipe = load_recipe("compressibility", ["--algorithm.name=nft", "--sampler.name=dpm-solver"])
+    assert recipe.sampler == DPMSolver()
+
+
 @pytest.mark.parametrize("reward", ["brightness", "portrait-likelihood", "my.rewards:redness"])
 def test_rewards_that_may_have_a_gradient_go_with_algorithms_that_need_one(reward):
     recipe = load_recipe(
@@ -148,6 +183,39 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
             ["--algorithm.name", "draft", "--training.updates", "1"],
             "reward.name = 'compressibility' has no gradient",
             "differentiable reward",
+        ),
+        (["--sampler.name", "dpm-solver"], "'dpm-solver'", "a sampler with noise"),
+        (["--evaluation.sampler.name", "dpm"], "evaluation.sampler.name", "dpm-solver"),
+        (["--evaluation.sampler.order", "2"], "evaluation.sampler.name is missing", "dpm-solver"),
+        (
+            ["--evaluation.sampler.name=dpm-solver", "--evaluation.sampler.order=4"],
+            "evaluation.sampler.order",
+            "1, 2 or 3",
+        ),
+        (
+            ["--sampler.name", "window", "--sampler.tail.name", "ddim"],
+            "sampler.tail.name",
+            "dpm-solver",
+        ),
+        (
+            ["--sampler.name=window", "--sampler.tail.name=dpm-solver"],
+            "sampler.tail.num_steps = 20",
+            "leaves 16 of",
+        ),
+        (
+            [
+                *SOLVED,
+                "--sampler.name=window",
+                "--sampler.tail.name=dpm-solver",
+                "--sampler.tail.num_steps=2",
+            ],
+            "algorithm.name = 'align-prop'",
+            "sampler.tail has a solver",
+        ),
+        (
+            [*SOLVED, "--sampler.name=dpm-solver"],
+            "sampler.name = 'dpm-solver'",
+            "evaluation.sampler may be one",
         ),
         (
             ["--algorithm.name", "refl", "--training.updates", "1", "--reward.name", "brightness"],

@@ -21,6 +21,7 @@ from burnish.transitions import Gaussian
         "burnish.algorithms.draft",
         "burnish.samplers.ddim",
         "burnish.samplers.ddpm",
+        "burnish.samplers.dpm",
         "burnish.samplers.flow",
         "burnish.samplers.window",
         "burnish.train.settings",

@@ -153,6 +153,11 @@ def _drawn(longest: int, count: int, randomness: Randomness) -> list[int]:
 
 def _fitting(train_steps: int | None, policy: Policy) -> int:
     num_steps = policy.kernel.num_steps
+    if policy.kernel.tail is not None:
+        raise ValueError(
+            "the reward is differentiated through the sampler's last steps, but this one has a solver in "
+            "their place; take a sampler without a tail"
+        )
     if train_steps is not None and train_steps > num_steps:
         raise ValueError(f"train_steps = {train_steps}, but the sampler has {num_steps} steps")
     return train_steps or num_steps

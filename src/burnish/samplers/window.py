@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from burnish import kernels
 from burnish.samplers.ddim import DDIM
+from burnish.samplers.dpm import DPMSolver
 from burnish.samplers.flow import CPS, DanceSDE, FlowSDE
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class Window:
     """Steps by which a sliding window moves; 1 in the paper."""
     every: int = 25
     """Iterations for which a moving window stays; 25 in the paper, where it slides."""
+    tail: DPMSolver | None = None
+    """What takes the place of the steps after the window, to save network calls (the paper's MixGRPO-Flash);
+    where a moving window leaves fewer steps than it has calls, it takes as many as there are steps."""
 
     def __post_init__(self) -> None:
         for name in ("size", "stride", "every"):
@@ -44,6 +48,11 @@ class Window:
             raise ValueError(
                 f"start = {self.start} and size = {self.size}, expected a window within the sampler's "
                 f"{self.num_steps} steps"
+            )
+        if self.tail is not None and self.tail.num_steps > self._left(self.start):
+            raise ValueError(
+                f"tail.num_steps = {self.tail.num_steps}, but the window leaves {self._left(self.start)} of "
+                f"the sampler's {self.num_steps} steps after it; a tail is to have as many calls or fewer"
             )
 
     @property
@@ -69,7 +78,7 @@ class Window:
             start = randomness.at(moves).python().choice(self.places)
         else:
             start = self.places[moves % len(self.places)]
-        return replace(self, start=start, move="fixed")
+        return replace(self, start=start, move="fixed", tail=self._tail(start))
 
     def on(self, schedule: Schedule) -> kernels.Kernel:
         """Also raises ValueError if the window would at some place have no step with a density."""
@@ -81,7 +90,19 @@ class Window:
                     f"{self.sampler}; take a larger size, or a start before it"
                 )
         still = replace(self.sampler, eta=0.0).on(schedule)
-        return kernels.within(self._steps(self.start), noisy, still)
+        found = kernels.within(self._steps(self.start), noisy, still)
+        return found if self.tail is None else self.tail.after(found, self.start + self.size)
+
+    def _left(self, place: int) -> int:
+        """Steps after a window at `place`."""
+        return self.num_steps - (place + self.size)
+
+    def _tail(self, place: int) -> DPMSolver | None:
+        """What follows a window at `place`."""
+        left = self._left(place)
+        if self.tail is None or not left:
+            return None
+        return replace(self.tail, num_steps=min(self.tail.num_steps, left))
 
     def _steps(self, place: int) -> range:
         return range(place, place + self.size)
