@@ -31,7 +31,8 @@ SEED = Randomness(3)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """
+    """What diffusers calls things, and what burnish samples with.
+
     write: makes the folder of a tiny pipeline
     pipeline, network: diffusers' classes of it, and of the part of it that is trained
     absent: components that it does not have, which diffusers wants to be told
@@ -154,6 +155,7 @@ def pipeline_pictures(pipeline: Any, policy: burnish.Policy, *, guidance: float)
 
 
 def adapters_alone_have_a_gradient(model: Model, denoiser: Any) -> None:
+    """Each adapter has one that is not 0, and no other weight has any."""
     adapters = {id(parameter) for parameter in denoiser.parameters()}
     for network in (model.network(denoiser), *model.family.frozen(denoiser)):
         for name, parameter in network.named_parameters():

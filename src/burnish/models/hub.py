@@ -16,7 +16,7 @@ from burnish.portraits import FLOW_PIPELINE, PIPELINE
 EMBEDDED: Mapping[str, Path] = {"portraits": PIPELINE, "portraits-flow": FLOW_PIPELINE}
 """Models that ship inside the package, and their folders."""
 
-WANTED = (
+WANTED: tuple[str, ...] = (
     "*.json",
     "*.txt",
     "*/spiece.model",
@@ -27,7 +27,7 @@ WANTED = (
 in shards. A `*` matches slashes too. Variants (`.fp16`, `.non_ema`) and checkpoints of one file, which repeat
 these weights, do not match."""
 
-UNWANTED = ("safety_checker/*",)
+UNWANTED: tuple[str, ...] = ("safety_checker/*",)
 """Of the wanted files: those of a component that no family has."""
 
 

@@ -214,8 +214,8 @@ def _texts(folder: str, width: int, dtype: torch.dtype, device: torch.device) ->
 
 def _has_t5(folder: str) -> bool:
     """Whether the pipeline says so: a T5 that it names and that is not there is a fault, not a choice."""
-    parts = StableDiffusion3Pipeline.load_config(folder)
-    return parts["text_encoder_3"][1] is not None  # type: ignore[index]
+    parts: Any = StableDiffusion3Pipeline.load_config(folder)
+    return parts.get("text_encoder_3", (None, None))[1] is not None
 
 
 def _tokens(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device) -> Tensor:
