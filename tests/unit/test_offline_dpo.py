@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,7 @@ class Run:
         return [(report.metrics, report.queries) for report in reports]
 
 
-def test_a_run_prefers_the_chosen_and_goes_on_from_a_checkpoint_bitwise(folder, model, tmp_path):
+def test_a_run_goes_on_from_a_checkpoint_bitwise(folder, model, tmp_path):
     whole, stopped, resumed = Run(model, folder), Run(model, folder), Run(model, folder, seed=7)
     metrics = whole.until(3)
     stopped.until(1)
@@ -259,13 +260,27 @@ def test_a_run_prefers_the_chosen_and_goes_on_from_a_checkpoint_bitwise(folder, 
     ):
         assert torch.equal(a, b)
     assert metrics[-1][1] == 3 * 6
-    task = Task(whole.policy, PROMPTS, brightness, samples=30, batch=30)
-    seen = whole.algorithm.collect(  # with noise that it has not been trained on
-        task, memory=whole.state.memory, randomness=Randomness(9)
-    ).rows
+
+
+def test_descent_on_the_loss_lowers_the_error_of_the_chosen_against_that_of_the_rejected(
+    folder, policy
+):
+    algorithm = OfflineDPO(pairs=str(folder), draws=2)
+    pairs = collected(policy, folder, draws=2).rows
+    parameters = list(policy.denoiser.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    losses = []
+    for _ in range(10):
+        loss = algorithm.loss(policy, pairs)[0].mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
     def falls(side: rows.Endpoints) -> Tensor:
         with torch.no_grad():
-            return (side.recorded["reference_error"] - endpoints.error(whole.policy, side)).mean()
+            return side.recorded["reference_error"] - endpoints.error(policy, side)
 
-    assert falls(seen.chosen) > falls(seen.rejected)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < math.log(2) / 2
+    assert (falls(pairs.chosen) > falls(pairs.rejected)).all()

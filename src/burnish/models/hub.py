@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from burnish.models.trainable import LoRA, Trainable, check
+from burnish.portraits import FLOW_PIPELINE, PIPELINE
 
-EMBEDDED = ("portraits",)
-"""Models that ship inside the package."""
+EMBEDDED: Mapping[str, Path] = {"portraits": PIPELINE, "portraits-flow": FLOW_PIPELINE}
+"""Models that ship inside the package, and their folders."""
+
+WANTED: tuple[str, ...] = (
+    "*.json",
+    "*.txt",
+    "*/spiece.model",
+    "*/*model.safetensors",
+    "*/*model-?????-of-?????.safetensors",
+)
+"""Files of a hub repository that are downloaded: settings, tokenizers, and each component's weights, whole or
+in shards. A `*` matches slashes too. Variants (`.fp16`, `.non_ema`) and checkpoints of one file, which repeat
+these weights, do not match."""
+
+UNWANTED: tuple[str, ...] = ("safety_checker/*",)
+"""Of the wanted files: those of a component that no family has."""
 
 
 def load(
@@ -56,7 +70,7 @@ def load(
 def locate(name: str) -> Path:
     """The folder of a model; a hub repository is downloaded to the hub's cache."""
     if name in EMBEDDED:
-        return Path(str(files("burnish") / name / "pipeline"))
+        return EMBEDDED[name]
     if Path(name).exists():
         return Path(name)
     return _download(name)
@@ -66,9 +80,9 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*model.safetensors"]
+    wanted, unwanted = list(WANTED), list(UNWANTED)
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"model {name!r}: there is no such folder, it is not embedded ({', '.join(EMBEDDED)}), "

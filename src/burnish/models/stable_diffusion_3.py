@@ -39,6 +39,17 @@ from burnish.schedules import FlowSchedule
 T5_TOKENS = 256
 """Of a prompt, as the pipeline has it by default; zeros stand for them where there is no T5 encoder."""
 
+UNSUPPORTED = (
+    "use_dynamic_shifting",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+)
+"""Options of the scheduler that burnish has no rule for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -165,8 +176,7 @@ def load(
     device: torch.device,
     seed: int,
 ) -> StableDiffusion3:
-    """From a pipeline folder or a hub name. The text encoders and the transformer run in `dtype`, the VAE
-    in float32."""
+    """From a pipeline folder. The text encoders and the transformer run in `dtype`, the VAE in float32."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     transformer = SD3Transformer2DModel.from_pretrained(
@@ -196,10 +206,16 @@ def _texts(folder: str, width: int, dtype: torch.dtype, device: torch.device) ->
         for number in ("", "_2")
     ]
     t5 = None
-    if (Path(folder) / "text_encoder_3").is_dir():
+    if _has_t5(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer_3")
         t5 = (tokenizer, encoder(T5EncoderModel, "text_encoder_3"))
     return Texts(tuple(clips), t5, width)
+
+
+def _has_t5(folder: str) -> bool:
+    """Whether the pipeline says so: a T5 that it names and that is not there is a fault, not a choice."""
+    parts: Any = StableDiffusion3Pipeline.load_config(folder)
+    return parts.get("text_encoder_3", (None, None))[1] is not None
 
 
 def _tokens(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device) -> Tensor:
@@ -216,22 +232,10 @@ def _tokens(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.d
 def schedule_of(scheduler: FlowMatchEulerDiscreteScheduler) -> FlowSchedule:
     """Raises ValueError for a scheduler whose times are not those of a constant shift."""
     config = scheduler.config
-    for name in PLAIN:
+    for name in UNSUPPORTED:
         if config.get(name):
             raise ValueError(
-                f"the scheduler has {name} = {config[name]!r}, which spreads the times by a rule that "
-                "burnish does not have yet; set it to false in scheduler_config.json"
+                f"the scheduler has {name} = {config[name]!r}, a rule that burnish does not have yet; "
+                "set it to false or null in scheduler_config.json"
             )
     return FlowSchedule(num_train=config["num_train_timesteps"], shift=config["shift"])
-
-
-PLAIN = (
-    "use_dynamic_shifting",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-)
-"""Options of the scheduler that burnish has no rule for."""
