@@ -26,11 +26,11 @@ from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
-from burnish.algorithms.exploration import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
 from burnish.algorithms.sft import SFT, BestOf
+from burnish.decays import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
@@ -141,8 +141,9 @@ class Recipe:
         if self.algorithm.needs_density and self.sampler.deterministic:
             raise ValueError(
                 f"sampler.name = {NAMES[type(self.sampler)]!r} with these settings makes every step "
-                "deterministic, but the algorithm learns from the steps' densities; set sampler.eta above "
-                "0, or take a sampler with noise"
+                "deterministic, at once or when eta has fallen to its end, but the algorithm learns from the "
+                "steps' densities; set sampler.eta above 0 (its `end`, if it falls), or take a sampler with "
+                "noise"
             )
         if isinstance(self.algorithm, DIFFERENTIATE) and isinstance(self.reward, NO_GRADIENT):
             raise ValueError(
@@ -255,7 +256,7 @@ def read_table(path: Path) -> dict[str, Any]:
 def merge(table: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`table` with the fields of `over` in their place, table by table.
 
-    Another `name` takes another class, and starts its table anew.
+    Another `name` takes another class, and starts its table anew; one in the place of a number does too.
     path: the dotted key of both, for messages
     """
     anew = "name" in over and over["name"] != table.get("name")
@@ -263,6 +264,8 @@ def merge(table: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> 
     for key, value in over.items():
         if isinstance(value, Mapping):
             inner, whole = merged.get(key, {}), _join(path, key)
+            if not isinstance(inner, Mapping) and "name" in value:
+                inner = {}
             if not isinstance(inner, Mapping):
                 raise ConfigError(f"{whole}.{next(iter(value), '')}: {whole} is not a table")
             merged[key] = merge(inner, value, whole)
@@ -276,11 +279,12 @@ def dump(recipe: Recipe) -> str:
     return tomli_w.dumps(as_table(recipe))
 
 
-def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
+def build(hint: Any, value: Any, path: str, default: Any = dataclasses.MISSING) -> Any:
     """`value` (of TOML types) as the type `hint`.
 
     path: its dotted key, for messages
-    default: the class to take where `hint` gives a choice and `value` has no `name`
+    default: what the field is where it is left out. A table is laid over it, if it is one of the classes;
+        else a table without a `name` is of the first class
     """
     classes = [
         kind for kind in _options(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)
@@ -288,8 +292,8 @@ def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
     if not classes:
         return _plain(hint, value, path)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{path} = {value!r}, expected a table ({_choices(classes)})")
-    table = dict(value)
+        return _instead_of_a_table(hint, classes, value, path)
+    table = merge(as_table(default), value, path) if type(default) in classes else dict(value)
     cls = classes[0] if len(classes) == 1 else _chosen(classes, table, path, default)
     return _construct(cls, table, path)
 
@@ -299,13 +303,13 @@ def _construct(cls: type, table: dict[str, Any], path: str) -> Any:
     for key in table:
         if key not in hints:
             raise ConfigError(f"{_join(path, key)}: there is no such key{_nearest(key, hints)}")
-    for each in dataclasses.fields(cls):
+    fields = {each.name: each for each in dataclasses.fields(cls)}
+    for name, each in fields.items():
         required = each.default is each.default_factory is dataclasses.MISSING
-        if required and each.name not in table:
-            raise ConfigError(f"{_join(path, each.name)} is missing, and it has no default")
-    defaults = {each.name: each.default_factory for each in dataclasses.fields(cls)}
+        if required and name not in table:
+            raise ConfigError(f"{_join(path, name)} is missing, and it has no default")
     values = {
-        key: build(hints[key], value, _join(path, key), defaults[key])
+        key: build(hints[key], value, _join(path, key), _default(fields[key]))
         for key, value in table.items()
     }
     try:
@@ -314,9 +318,18 @@ def _construct(cls: type, table: dict[str, Any], path: str) -> Any:
         raise ConfigError(_join(path, str(error))) from error
 
 
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What the field is where it is left out; MISSING if it must not be."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def _chosen(classes: Sequence[type], table: dict[str, Any], path: str, default: Any) -> type:
     """The class that `table`'s `name` calls; the name is taken out."""
-    name = table.pop("name", NAMES.get(default))
+    name = table.pop("name", None)
+    if name is None and default is not dataclasses.MISSING:
+        return classes[0]
     if not isinstance(name, str):
         raise ConfigError(f"{path}.name is missing, expected one of: {_choices(classes)}")
     if Plugin in classes and ":" in name:
@@ -328,14 +341,23 @@ def _chosen(classes: Sequence[type], table: dict[str, Any], path: str, default: 
     return named[name]
 
 
-def _plain(hint: Any, value: Any, path: str) -> Any:
+def _plain(hint: Any, value: Any, path: str, otherwise: str = "") -> Any:
     if isinstance(value, list):
         value = tuple(value)
     try:
         return TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         what = error.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        raise ConfigError(f"{path} = {value!r}, expected {what}") from error
+        raise ConfigError(f"{path} = {value!r}, expected {what}{otherwise}") from error
+
+
+def _instead_of_a_table(hint: Any, classes: Sequence[type], value: Any, path: str) -> Any:
+    """A number or the like, where `hint` has it beside its classes."""
+    plain = [kind for kind in _options(hint) if kind not in (*classes, types.NoneType)]
+    table = f"a table ({_choices(classes)})"
+    if not plain:
+        raise ConfigError(f"{path} = {value!r}, expected {table}")
+    return _plain(Union[tuple(plain)], value, path, f", or {table}")  # noqa: UP007
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

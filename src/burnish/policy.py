@@ -82,18 +82,22 @@ class Sampler(Protocol):
 
     @property
     def deterministic(self) -> bool:
-        """True if no step has a density, whatever the schedule."""
+        """True if no step has a density, whatever the schedule; also if it only comes to that, as a noise
+        level does that falls to 0."""
         ...
 
     def at(self, iteration: int, randomness: Randomness) -> Sampler:
-        """The sampler of an iteration, counted from 0: itself, unless it moves (`Window`).
+        """The sampler of an iteration, counted from 0: itself, unless it moves (`Window`, a decay of eta).
 
         A function of its arguments: it remembers nothing, so a resumed run has the same ones.
         """
         ...
 
     def on(self, schedule: Schedule) -> Kernel:
-        """Raises ValueError for a schedule of another family (diffusion, flow)."""
+        """The kernel; of a sampler that moves, the one where there is no iteration (evaluation, drawing).
+
+        Raises ValueError for a schedule of another family (diffusion, flow).
+        """
         ...
 
 

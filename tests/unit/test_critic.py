@@ -11,8 +11,9 @@ from burnish.advantages import generalised, standardise, whole_batch
 from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF
 from burnish.algorithms.dpok import DPOK
-from burnish.algorithms.exploration import Exploration, LinearDecay
+from burnish.algorithms.exploration import Exploration
 from burnish.config import ConfigError, dump, load_recipe
+from burnish.decays import LinearDecay
 from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness

@@ -11,14 +11,10 @@ from worlds import PROMPTS, Always, linear, nearness, prompts
 
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
 from burnish.algorithms.dpok import DPOK
-from burnish.algorithms.exploration import (
-    CosineDecay,
-    Exploration,
-    ExponentialDecay,
-    LinearDecay,
-)
+from burnish.algorithms.exploration import Exploration
 from burnish.algorithms.grpo import GRPO
 from burnish.config import dump, load_recipe
+from burnish.decays import CosineDecay, LinearDecay
 from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
@@ -41,19 +37,6 @@ def collected(algorithm, memory=None, reward=NEAR, samples=8):
     policy = Policy(linear(), DDIM(num_steps=3))
     task = Task(policy, Always(prompts("a cat", "a dog")), reward, samples=samples, batch=3)
     return algorithm.collect(task, memory=memory or {}, randomness=Randomness(0))
-
-
-def test_decays_by_hand():
-    linear_, cosine = (
-        decay(start=0.4, end=0.2, iterations=4) for decay in (LinearDecay, CosineDecay)
-    )
-    assert [linear_.at(i) for i in (0, 1, 2, 4, 9)] == pytest.approx([0.4, 0.35, 0.3, 0.2, 0.2])
-    root = 0.5**0.5  # cos(pi / 4)
-    assert [cosine.at(i) for i in (0, 1, 2, 4, 9)] == pytest.approx(
-        [0.4, 0.3 + 0.1 * root, 0.3, 0.2, 0.2]
-    )
-    halved = ExponentialDecay(start=0.4, half_life=2)
-    assert [halved.at(i) for i in (0, 1, 2, 4)] == pytest.approx([0.4, 0.4 * root, 0.2, 0.1])
 
 
 def test_an_explored_deviation_is_wider_by_the_root_of_the_dimensions():
@@ -147,11 +130,8 @@ def test_an_explored_run_learns_and_its_first_ratio_is_1():
 @pytest.mark.parametrize(
     ("kind", "settings", "key"),
     [
-        (LinearDecay, {"start": 1.0}, "start"),
-        (LinearDecay, {"start": -0.1}, "start"),
-        (CosineDecay, {"start": 0.1, "end": 0.2}, "end"),
-        (LinearDecay, {"iterations": 0}, "iterations"),
-        (ExponentialDecay, {"half_life": 0.0}, "half_life"),
+        (Exploration, {"epsilon": LinearDecay(start=1.0)}, "epsilon.start"),
+        (Exploration, {"epsilon": LinearDecay(start=0.5, end=-0.1)}, "epsilon.end"),
         (Exploration, {"widening": 0.0}, "widening"),
     ],
 )
