@@ -26,6 +26,7 @@ from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
+from burnish.algorithms.exploration import Explores, Unguided, Wider
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
@@ -151,6 +152,8 @@ class Recipe:
                 f"reward.name = {NAMES[type(self.reward)]!r} has no gradient; take a differentiable reward, "
                 "or an algorithm that needs none, such as ddpo-is"
             )
+        if isinstance(self.algorithm, Explores):
+            _check_exploration(self.algorithm, self.model)
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
         if isinstance(self.sampler, Window):
             _check_window(self.algorithm.train_steps, self.sampler)
@@ -198,7 +201,9 @@ NAMES: Mapping[type, str] = {
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",
+    Unguided: "unguided",
     WholeBatch: "whole-batch",
+    Wider: "wider",
     Window: "window",
 }
 """What a table's `name` calls a class where there is a choice."""
@@ -414,6 +419,14 @@ def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> N
     if last >= num_steps:
         raise ValueError(
             f"algorithm.train_steps = {train_steps} does not fit sampler.num_steps = {num_steps}"
+        )
+
+
+def _check_exploration(algorithm: Explores, model: Model) -> None:
+    if isinstance(algorithm.exploration, Unguided) and model.guidance == 1:
+        raise ValueError(
+            "algorithm.exploration.name = 'unguided' leaves classifier-free guidance out, but model.guidance "
+            "= 1 has none; set model.guidance above 1, or take algorithm.exploration.name = 'wider'"
         )
 
 

@@ -77,6 +77,20 @@ class MediaEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Guided(Protocol):
+    """What a denoiser with classifier-free guidance may implement besides, to be explored without it."""
+
+    @property
+    def guidance(self) -> float:
+        """Weight w of u + w (c - u), the conditional prediction c and the unconditional u; 1 for none."""
+        ...
+
+    def predict_both(self, x: Tensor, time: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        """What `predict` gives, bit for bit, and c, of one pass of the network."""
+        ...
+
+
 class Sampler(Protocol):
     """Settings of a sampler; `on` lays it over the schedule of a model."""
 
@@ -131,6 +145,32 @@ class Policy:
         """Distribution of the next state; each row may be at a step of its own."""
         prediction = self.denoiser.predict(x, self.kernel.time(step), cond)
         return self.kernel.transition(step, x, prediction)
+
+    def guided(self) -> Guided:
+        """The denoiser, whose guidance can be left out. Raises ValueError if it has none."""
+        denoiser = self.denoiser
+        if not isinstance(denoiser, Guided):
+            raise ValueError(
+                f"{type(denoiser).__name__} cannot be explored without guidance: it has no `guidance` and "
+                "`predict_both` (see docs/exploration.md)"
+            )
+        if denoiser.guidance == 1:
+            raise ValueError(
+                "guidance = 1 leaves nothing out, so there is nothing to explore without it; load the model "
+                "with more guidance, or explore with a wider deviation"
+            )
+        return denoiser
+
+    def with_and_without_guidance(
+        self, step: Int[Tensor, " batch"], x: Tensor, cond: Cond
+    ) -> tuple[Gaussian, Gaussian]:
+        """`transition`, and what it would be without guidance: the same deviation, another mean.
+
+        Raises ValueError as `guided` does.
+        """
+        both = self.guided().predict_both(x, self.kernel.time(step), cond)
+        guided, unguided = (self.kernel.transition(step, x, each) for each in both)
+        return guided, unguided
 
 
 def snapshot(denoiser: Denoiser) -> list[Tensor]:

@@ -18,7 +18,7 @@ from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
 from burnish.experience import Task
 from burnish.models.stable_diffusion import schedule_of
 from burnish.models.trainable import Full, LoRA
-from burnish.policy import take, using
+from burnish.policy import Guided, take, using
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
 from burnish.rewards.image import Brightness
@@ -141,6 +141,22 @@ def test_guidance_extrapolates_from_the_unconditional_prediction_once(folder):
             predicted = denoisers[weight].predict(x, time, cond)
             assert torch.allclose(predicted, u + weight * (c - u), atol=1e-5)
     assert (c - u).abs().max() > 1e-4
+
+
+def test_one_pass_gives_the_prediction_with_guidance_and_the_one_without(folder):
+    guided, plain = (_policy(folder, guidance=w).denoiser for w in (5.0, 1.0))
+    assert isinstance(guided, Guided)
+    x = SEED.normal(range(3), guided.event_shape)
+    time = torch.tensor([900, 500, 20])
+    cond = guided.encode([prompt.text for prompt in PROMPTS])
+    with torch.no_grad():
+        both = guided.predict_both(x, time, cond)
+        assert torch.equal(both[0], guided.predict(x, time, cond))
+        # another batch size, hence another order of summation
+        assert torch.allclose(both[1], plain.predict(x, time, cond), atol=1e-5)
+        assert (both[0] - both[1]).abs().max() > 1e-4
+        for each in plain.predict_both(x, time, cond):
+            assert torch.equal(each, plain.predict(x, time, cond))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,21 +1,24 @@
-"""Exploration: chains drawn from a wider distribution than the policy's, and weighted back to it."""
+"""Exploration: chains drawn from another distribution than the policy's, and weighted back to it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from burnish import transitions
 from burnish.decays import Decay, LinearDecay, bounds
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from burnish.algorithms import Memory
+    from burnish.policy import Cond, Policy
     from burnish.rollout import Explore
     from burnish.transitions import Gaussian, Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exploration:
+class Wider:
     """Epsilon-greedy for a Gaussian policy: now and then an action is drawn with a wider deviation.
 
     Every row is weighted by its chain's density under the policy over that under the mixture, so the
@@ -33,20 +36,68 @@ class Exploration:
         if self.widening <= 0:
             raise ValueError(f"widening = {self.widening}, expected a positive number")
 
-    def behaviour(self, iteration: int) -> Explore:
-        """The distribution that actions are drawn from in this iteration, counted from 0."""
+    def behaviour(self, policy: Policy, iteration: int) -> Explore:
         epsilon = self.epsilon.at(iteration)
 
-        def widened(policy: Gaussian) -> Mixture:
-            scale = 1 + self.widening / policy.mean[0].numel() ** 0.5
-            return transitions.Mixture(policy, epsilon, scale)
+        def explore(step: Tensor, x: Tensor, cond: Cond) -> Mixture:
+            own = policy.transition(step, x, cond)
+            return transitions.Mixture(own, self.explored(own), epsilon)
 
-        return widened
+        return explore
+
+    def explored(self, own: Gaussian) -> Gaussian:
+        """Of the explored actions, where `own` is of the policy's."""
+        return transitions.widened(own, 1 + self.widening / own.mean[0].numel() ** 0.5)
 
 
-def behaviour(exploration: Exploration | None, memory: Memory) -> Explore | None:
-    """What this iteration draws from; None for the policy itself."""
-    return None if exploration is None else exploration.behaviour(_iterations(memory))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unguided:
+    """Now and then an action is drawn without classifier-free guidance, which holds samples together.
+
+    Weighted as `Wider`. It needs a denoiser that is `Guided`, with a guidance other than 1.
+    """
+
+    epsilon: Decay = field(default_factory=lambda: LinearDecay(start=0.05))
+    """Chance that an action (one step of one sample) is explored, falling over the iterations."""
+    reach: float = 2.0
+    """An explored action's mean is at most so many standard deviations from the policy's, on the way to the
+    unguided mean: its weight is then about exp(-reach^2 / 2) or more, however large the event and the
+    guidance. `inf` for the unguided mean always."""
+
+    def __post_init__(self) -> None:
+        _check(self.epsilon)
+        if not self.reach > 0:
+            raise ValueError(f"reach = {self.reach}, expected a positive number, or inf")
+
+    def behaviour(self, policy: Policy, iteration: int) -> Explore:
+        policy.guided()  # refused here, before anything is drawn
+        epsilon = self.epsilon.at(iteration)
+
+        def explore(step: Tensor, x: Tensor, cond: Cond) -> Mixture:
+            own, unguided = policy.with_and_without_guidance(step, x, cond)
+            other = transitions.towards(own, unguided, self.reach)
+            return transitions.Mixture(own, other, epsilon)
+
+        return explore
+
+
+Exploration = Wider | Unguided
+
+
+@runtime_checkable
+class Explores(Protocol):
+    """An algorithm that may explore."""
+
+    @property
+    def exploration(self) -> Exploration | None: ...
+
+
+def behaviour(exploration: Exploration | None, policy: Policy, memory: Memory) -> Explore | None:
+    """What this iteration draws from; None for the policy itself.
+
+    Raises ValueError if the policy cannot be explored so.
+    """
+    return None if exploration is None else exploration.behaviour(policy, _iterations(memory))
 
 
 def counted(exploration: Exploration | None, memory: Memory) -> tuple[Memory, dict[str, float]]:

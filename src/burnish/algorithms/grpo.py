@@ -51,7 +51,7 @@ class GRPO:
     discount: float = 1.0
     """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in both papers."""
     exploration: Exploration | None = None
-    """Draw some actions from a wider distribution, and weight the chains back; none in the papers."""
+    """Draw some actions from another distribution, and weight the chains back; none in the papers."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -66,7 +66,7 @@ class GRPO:
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness
     ) -> Collection[rows.Transitions]:
-        explore = behaviour(self.exploration, memory)
+        explore = behaviour(self.exploration, task.policy, memory)
         acted, queries, dead = _groups(self, task, randomness, explore)
         found = chains.collection(
             acted,
