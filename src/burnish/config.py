@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -64,6 +64,9 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
     """A reward of one's own: `name = "module:attribute"`."""
+
+    differentiable: ClassVar[bool] = True
+    """As far as is known before it is first asked."""
 
     target: str
 
@@ -146,7 +149,7 @@ class Recipe:
                 "steps' densities; set sampler.eta above 0 (its `end`, if it falls), or take a sampler with "
                 "noise"
             )
-        if isinstance(self.algorithm, DIFFERENTIATE) and isinstance(self.reward, NO_GRADIENT):
+        if self.algorithm.differentiates_reward and not self.reward.differentiable:
             raise ValueError(
                 f"algorithm.name = {NAMES[type(self.algorithm)]!r} differentiates the reward, but "
                 f"reward.name = {NAMES[type(self.reward)]!r} has no gradient; take a differentiable reward, "
@@ -158,10 +161,6 @@ class Recipe:
         if isinstance(self.sampler, Window):
             _check_window(self.algorithm.train_steps, self.sampler)
 
-
-DIFFERENTIATE = (DRaFT, AlignProp, ReFL)
-NO_GRADIENT = (Compressibility, Incompressibility, PortraitAlignment)
-"""What does not go together; a reward of one's own is found out when it is first asked."""
 
 NAMES: Mapping[type, str] = {
     AlignProp: "align-prop",

@@ -76,6 +76,7 @@ class DDPOIS:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
 
     clip: float = 1e-4
@@ -117,6 +118,7 @@ class DDPOSF:
 
     on_policy: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
 
     advantage_clip: float = 5.0

@@ -26,6 +26,7 @@ class DPOK:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
 
     kl: float = 0.01

@@ -26,6 +26,7 @@ class GRPO:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
 
     group_size: int = 8
     """Samples of a prompt; 24 in Flow-GRPO, 12 in DanceGRPO, on clusters."""
