@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish import schedules
+from burnish.models.guidance import guided_and_not
 from burnish.models.linear import Linear
 from burnish.policy import Policy
 from burnish.prompts import Listed, Prompt
@@ -45,6 +46,45 @@ def linear(
     shifts: Mapping[str, float] | None = None,
 ) -> Linear:
     return Linear(schedule, mean, log_std, shifts)
+
+
+class GuidedLinear:
+    """`Linear` under guidance, by the function that Stable Diffusion has; the empty prompt has no shift.
+
+    A prediction is affine in the data's mean. So this is the world whose shifts are `guidance` times as large
+    (`guided_world`), and without guidance it is `conditional`.
+    """
+
+    def __init__(self, conditional: Linear, guidance: float) -> None:
+        self.conditional, self.guidance = conditional, guidance
+        self.schedule, self.event_shape = conditional.schedule, conditional.event_shape
+
+    @property
+    def guided_world(self) -> Linear:
+        """It has the same parameters, not copies."""
+        world = self.conditional
+        shifts = {prompt: self.guidance * shift for prompt, shift in world.shifts.items()}
+        found = linear([0.0] * len(world.mean), schedule=world.schedule, shifts=shifts)
+        found.mean, found.log_std = world.mean, world.log_std
+        return found
+
+    def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        return self.conditional.encode(prompts)
+
+    def predict(self, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        return self.predict_both(x, time, cond)[0]
+
+    def predict_both(
+        self, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        network, empty = self.conditional.predict, self.encode([""])
+        return guided_and_not(network, x, time, cond, empty, self.guidance)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.conditional.parameters())
 
 
 def nearness(target: Sequence[float]) -> Callable[[Samples], Tensor]:

@@ -1,7 +1,9 @@
 """burnish: fine-tune diffusion and flow-matching models with reinforcement learning.
 
-The public API is what `__init__.pyi` lists. It, and the modules that hold the mathematics, are loaded
-when they are first used, so that reading a recipe or asking for help does not wait for torch.
+The public API is what `__init__.pyi` lists: every algorithm and sampler, and what trains and draws. Rewards,
+and the settings inside an algorithm, are at the top of `burnish.rewards` and `burnish.algorithms`. It, and
+the modules that hold the mathematics, are loaded when they are first used, so that reading a recipe or
+asking for help does not wait for torch.
 """
 
 from __future__ import annotations

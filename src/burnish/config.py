@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -26,11 +26,12 @@ from burnish.algorithms.ddpo import DDPOIS, DDPOSF, PerPrompt, WholeBatch
 from burnish.algorithms.dpo import D3PO, DPO, OfflineDPO
 from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.draft import AlignProp, DRaFT, ReFL
-from burnish.algorithms.exploration import CosineDecay, ExponentialDecay, LinearDecay
+from burnish.algorithms.exploration import Explores, Unguided, Wider
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
 from burnish.algorithms.sft import SFT, BestOf
+from burnish.decays import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
@@ -66,6 +67,9 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
     """A reward of one's own: `name = "module:attribute"`."""
+
+    differentiable: ClassVar[bool] = True
+    """As far as is known before it is first asked."""
 
     target: str
 
@@ -146,25 +150,24 @@ class Recipe:
         if self.algorithm.needs_density and self.sampler.deterministic:
             raise ValueError(
                 f"sampler.name = {NAMES[type(self.sampler)]!r} with these settings makes every step "
-                "deterministic, but the algorithm learns from the steps' densities; set sampler.eta above "
-                "0, or take a sampler with noise"
+                "deterministic, at once or when eta has fallen to its end, but the algorithm learns from the "
+                "steps' densities; set sampler.eta above 0 (its `end`, if it falls), or take a sampler with "
+                "noise"
             )
-        if isinstance(self.algorithm, DIFFERENTIATE) and isinstance(self.reward, NO_GRADIENT):
+        if self.algorithm.differentiates_reward and not self.reward.differentiable:
             raise ValueError(
                 f"algorithm.name = {NAMES[type(self.algorithm)]!r} differentiates the reward, but "
                 f"reward.name = {NAMES[type(self.reward)]!r} has no gradient; take a differentiable reward, "
                 "or an algorithm that needs none, such as ddpo-is"
             )
-        if isinstance(self.algorithm, DIFFERENTIATE):
+        if self.algorithm.differentiates_reward:
             _check_walked(NAMES[type(self.algorithm)], self.sampler)
+        if isinstance(self.algorithm, Explores):
+            _check_exploration(self.algorithm, self.model)
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
         if isinstance(self.sampler, Window):
             _check_window(self.algorithm.train_steps, self.sampler)
 
-
-DIFFERENTIATE = (DRaFT, AlignProp, ReFL)
-NO_GRADIENT = (Compressibility, Incompressibility, PortraitAlignment)
-"""What does not go together; a reward of one's own is found out when it is first asked."""
 
 NAMES: Mapping[type, str] = {
     AlignProp: "align-prop",
@@ -205,7 +208,9 @@ NAMES: Mapping[type, str] = {
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",
+    Unguided: "unguided",
     WholeBatch: "whole-batch",
+    Wider: "wider",
     Window: "window",
 }
 """What a table's `name` calls a class where there is a choice."""
@@ -279,7 +284,7 @@ def read_table(path: Path) -> dict[str, Any]:
 def merge(table: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`table` with the fields of `over` in their place, table by table.
 
-    Another `name` takes another class, and starts its table anew.
+    Another `name` takes another class, and starts its table anew; one in the place of a number does too.
     path: the dotted key of both, for messages
     """
     anew = "name" in over and over["name"] != table.get("name")
@@ -287,6 +292,8 @@ def merge(table: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> 
     for key, value in over.items():
         if isinstance(value, Mapping):
             inner, whole = merged.get(key, {}), _join(path, key)
+            if not isinstance(inner, Mapping) and "name" in value:
+                inner = {}
             if not isinstance(inner, Mapping):
                 raise ConfigError(f"{whole}.{next(iter(value), '')}: {whole} is not a table")
             merged[key] = merge(inner, value, whole)
@@ -300,11 +307,12 @@ def dump(recipe: Recipe) -> str:
     return tomli_w.dumps(as_table(recipe))
 
 
-def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
+def build(hint: Any, value: Any, path: str, default: Any = dataclasses.MISSING) -> Any:
     """`value` (of TOML types) as the type `hint`.
 
     path: its dotted key, for messages
-    default: the class to take where `hint` gives a choice and `value` has no `name`
+    default: what the field is where it is left out. A table is laid over it, if it is one of the classes;
+        else a table without a `name` is of the first class
     """
     classes = [
         kind for kind in _options(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)
@@ -312,8 +320,8 @@ def build(hint: Any, value: Any, path: str, default: Any = None) -> Any:
     if not classes:
         return _plain(hint, value, path)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{path} = {value!r}, expected a table ({_choices(classes)})")
-    table = dict(value)
+        return _instead_of_a_table(hint, classes, value, path)
+    table = merge(as_table(default), value, path) if type(default) in classes else dict(value)
     named = any(cls in NAMES for cls in classes)
     cls = _chosen(classes, table, path, default) if named else classes[0]
     return _construct(cls, table, path)
@@ -324,13 +332,13 @@ def _construct(cls: type, table: dict[str, Any], path: str) -> Any:
     for key in table:
         if key not in hints:
             raise ConfigError(f"{_join(path, key)}: there is no such key{_nearest(key, hints)}")
-    for each in dataclasses.fields(cls):
+    fields = {each.name: each for each in dataclasses.fields(cls)}
+    for name, each in fields.items():
         required = each.default is each.default_factory is dataclasses.MISSING
-        if required and each.name not in table:
-            raise ConfigError(f"{_join(path, each.name)} is missing, and it has no default")
-    defaults = {each.name: each.default_factory for each in dataclasses.fields(cls)}
+        if required and name not in table:
+            raise ConfigError(f"{_join(path, name)} is missing, and it has no default")
     values = {
-        key: build(hints[key], value, _join(path, key), defaults[key])
+        key: build(hints[key], value, _join(path, key), _default(fields[key]))
         for key, value in table.items()
     }
     try:
@@ -339,9 +347,18 @@ def _construct(cls: type, table: dict[str, Any], path: str) -> Any:
         raise ConfigError(_join(path, str(error))) from error
 
 
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What the field is where it is left out; MISSING if it must not be."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def _chosen(classes: Sequence[type], table: dict[str, Any], path: str, default: Any) -> type:
     """The class that `table`'s `name` calls; the name is taken out."""
-    name = table.pop("name", NAMES.get(default))
+    name = table.pop("name", None)
+    if name is None and default is not dataclasses.MISSING:
+        return classes[0]
     if not isinstance(name, str):
         raise ConfigError(f"{path}.name is missing, expected one of: {_choices(classes)}")
     if Plugin in classes and ":" in name:
@@ -353,14 +370,23 @@ def _chosen(classes: Sequence[type], table: dict[str, Any], path: str, default: 
     return named[name]
 
 
-def _plain(hint: Any, value: Any, path: str) -> Any:
+def _plain(hint: Any, value: Any, path: str, otherwise: str = "") -> Any:
     if isinstance(value, list):
         value = tuple(value)
     try:
         return TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         what = error.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        raise ConfigError(f"{path} = {value!r}, expected {what}") from error
+        raise ConfigError(f"{path} = {value!r}, expected {what}{otherwise}") from error
+
+
+def _instead_of_a_table(hint: Any, classes: Sequence[type], value: Any, path: str) -> Any:
+    """A number or the like, where `hint` has it beside its classes."""
+    plain = [kind for kind in _options(hint) if kind not in (*classes, types.NoneType)]
+    table = f"a table ({_choices(classes)})"
+    if not plain:
+        raise ConfigError(f"{path} = {value!r}, expected {table}")
+    return _plain(Union[tuple(plain)], value, path, f", or {table}")  # noqa: UP007
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -427,6 +453,14 @@ def _check_steps(train_steps: int | tuple[int, ...] | None, num_steps: int) -> N
     if last >= num_steps:
         raise ValueError(
             f"algorithm.train_steps = {train_steps} does not fit sampler.num_steps = {num_steps}"
+        )
+
+
+def _check_exploration(algorithm: Explores, model: Model) -> None:
+    if isinstance(algorithm.exploration, Unguided) and model.guidance == 1:
+        raise ValueError(
+            "algorithm.exploration.name = 'unguided' leaves classifier-free guidance out, but model.guidance "
+            "= 1 has none; set model.guidance above 1, or take algorithm.exploration.name = 'wider'"
         )
 
 

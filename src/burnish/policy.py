@@ -77,23 +77,41 @@ class MediaEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Guided(Protocol):
+    """What a denoiser with classifier-free guidance may implement besides, to be explored without it."""
+
+    @property
+    def guidance(self) -> float:
+        """Weight w of u + w (c - u), the conditional prediction c and the unconditional u; 1 for none."""
+        ...
+
+    def predict_both(self, x: Tensor, time: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        """What `predict` gives, bit for bit, and c, of one pass of the network."""
+        ...
+
+
 class Sampler(Protocol):
     """Settings of a sampler; `on` lays it over the schedule of a model."""
 
     @property
     def deterministic(self) -> bool:
-        """True if no step has a density, whatever the schedule."""
+        """True if no step has a density, whatever the schedule; also if it only comes to that, as a noise
+        level does that falls to 0."""
         ...
 
     def at(self, iteration: int, randomness: Randomness) -> Sampler:
-        """The sampler of an iteration, counted from 0: itself, unless it moves (`Window`).
+        """The sampler of an iteration, counted from 0: itself, unless it moves (`Window`, a decay of eta).
 
         A function of its arguments: it remembers nothing, so a resumed run has the same ones.
         """
         ...
 
     def on(self, schedule: Schedule) -> Kernel:
-        """Raises ValueError for a schedule of another family (diffusion, flow)."""
+        """The kernel; of a sampler that moves, the one where there is no iteration (evaluation, drawing).
+
+        Raises ValueError for a schedule of another family (diffusion, flow).
+        """
         ...
 
 
@@ -137,6 +155,32 @@ class Policy:
             return self.denoiser.predict(x.to(self.storage), time, cond)
 
         return self.kernel.tail.solve(predict, x)
+
+    def guided(self) -> Guided:
+        """The denoiser, whose guidance can be left out. Raises ValueError if it has none."""
+        denoiser = self.denoiser
+        if not isinstance(denoiser, Guided):
+            raise ValueError(
+                f"{type(denoiser).__name__} cannot be explored without guidance: it has no `guidance` and "
+                "`predict_both` (see docs/exploration.md)"
+            )
+        if denoiser.guidance == 1:
+            raise ValueError(
+                "guidance = 1 leaves nothing out, so there is nothing to explore without it; load the model "
+                "with more guidance, or explore with a wider deviation"
+            )
+        return denoiser
+
+    def with_and_without_guidance(
+        self, step: Int[Tensor, " batch"], x: Tensor, cond: Cond
+    ) -> tuple[Gaussian, Gaussian]:
+        """`transition`, and what it would be without guidance: the same deviation, another mean.
+
+        Raises ValueError as `guided` does.
+        """
+        both = self.guided().predict_both(x, self.kernel.time(step), cond)
+        guided, unguided = (self.kernel.transition(step, x, each) for each in both)
+        return guided, unguided
 
 
 def snapshot(denoiser: Denoiser) -> list[Tensor]:

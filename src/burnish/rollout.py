@@ -15,10 +15,11 @@ from burnish.lanes import side_by_side
 from burnish.policy import Cond, Policy, take
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
-from burnish.transitions import Gaussian, Mixture
+from burnish.transitions import Mixture
 
-Explore = Callable[[Gaussian], Mixture]
-"""From the policy's distribution of a step to the one that is drawn from."""
+Explore = Callable[[Int[Tensor, " batch"], Tensor, Cond], Mixture]
+"""From steps, states and their conditioning to the distribution that is drawn from; its `policy` is what
+`Policy.transition` gives there, bit for bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +229,12 @@ def _chains(
         if k == kernel.walked:
             break
         step = torch.full((len(prompts),), k, device=policy.device)
-        transition = policy.transition(step, state, cond)
         if explore is None or k not in kernel.stochastic:
+            transition = policy.transition(step, state, cond)
             state = transition.sample(noise[k + 1]).to(policy.storage)
         else:
-            mixture = explore(transition)
+            mixture = explore(step, state, cond)
+            transition = mixture.policy
             addresses = sharing.addresses(indices, k + 1)
             chance = randomness.at("explore", k).uniform(addresses).float().to(policy.device)
             state = mixture.sample(noise[k + 1], chance).to(policy.storage)

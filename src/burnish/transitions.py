@@ -65,36 +65,47 @@ class Gaussian:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """(1 - epsilon) N(mean, std^2) + epsilon N(mean, (scale std)^2): a policy that explores.
+    """(1 - epsilon) policy + epsilon other: a policy that explores.
 
     One choice of component a batch row, for all event dimensions together: the density is not a product
     over dimensions. A KL has no closed form.
 
-    policy: N(mean, std^2), with std > 0
-    epsilon: chance of the wide component, in [0, 1]
-    scale: how many times wider it is, > 0
+    policy, other: with std > 0
+    epsilon: chance of `other`, in [0, 1]
     """
 
     policy: Gaussian
+    other: Gaussian
     epsilon: float
-    scale: float
 
     def sample(
         self, noise: Float[Tensor, "batch *event"], chance: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch *event"]:
-        """By standard normal `noise`, and by `chance`, uniform in [0, 1), which is wide below epsilon."""
-        wide = torch.where(chance < self.epsilon, self.scale, 1.0).to(noise)
-        return self.policy.sample(_over_event(wide, noise) * noise)
+        """By standard normal `noise`, and by `chance`, uniform in [0, 1): `other`'s where below epsilon."""
+        explored = _over_event(chance < self.epsilon, noise)
+        return torch.where(explored, self.other.sample(noise), self.policy.sample(noise))
 
     def log_prob(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
         """Log-density in nats, summed over the event, whichever component `x` came from."""
-        wide = replace(self.policy, std=self.scale * self.policy.std)
-        narrow_share, wide_share = self.policy.std.new_tensor(
-            [1 - self.epsilon, self.epsilon]
-        ).log()
-        return torch.logaddexp(
-            narrow_share + self.policy.log_prob(x), wide_share + wide.log_prob(x)
-        )
+        own, other = self.policy.std.new_tensor([1 - self.epsilon, self.epsilon]).log()
+        return torch.logaddexp(own + self.policy.log_prob(x), other + self.other.log_prob(x))
+
+
+def widened(policy: Gaussian, scale: float) -> Gaussian:
+    """The same mean with `scale` times the standard deviation."""
+    return replace(policy, std=scale * policy.std)
+
+
+def towards(policy: Gaussian, other: Gaussian, reach: float) -> Gaussian:
+    """`policy` with its mean moved to that of `other`, or where that is further than `reach` standard
+    deviations of `policy` away, by so many towards it.
+
+    The distance is the norm over event dimensions, of each batch row. reach: > 0, may be infinite
+    """
+    away = other.mean - policy.mean
+    distance = away.flatten(1).norm(dim=1) / policy.std
+    share = (reach / distance).clamp(max=1)
+    return replace(policy, mean=policy.mean + _over_event(share, away) * away)
 
 
 def _over_event(value: Tensor, like: Tensor) -> Tensor:

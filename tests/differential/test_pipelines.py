@@ -22,7 +22,7 @@ from PIL import Image
 
 from burnish import images
 from burnish.models.trainable import Full, LoRA
-from burnish.policy import take
+from burnish.policy import Guided, take
 from burnish.rollout import rollout
 
 
@@ -99,6 +99,23 @@ def test_guidance_extrapolates_from_the_unconditional_prediction_once(model):
             predicted = policies[weight].denoiser.predict(x, time, cond)
             assert torch.allclose(predicted, u + weight * (c - u), atol=1e-5)
     assert (c - u).abs().max() > 1e-4
+
+
+def test_one_pass_gives_the_prediction_with_guidance_and_the_one_without(model):
+    policies = {w: model.policy(guidance=w) for w in (1.0, 5.0)}
+    guided, plain = policies[5.0].denoiser, policies[1.0].denoiser
+    assert isinstance(guided, Guided)
+    x = SEED.normal(range(3), guided.event_shape)
+    time = policies[5.0].kernel.times[[0, 1, 3]]
+    cond = guided.encode([prompt.text for prompt in PROMPTS])
+    with torch.no_grad():
+        both = guided.predict_both(x, time, cond)
+        assert torch.equal(both[0], guided.predict(x, time, cond))
+        # another batch size, hence another order of summation
+        assert torch.allclose(both[1], plain.predict(x, time, cond), atol=1e-5)
+        assert (both[0] - both[1]).abs().max() > 1e-4
+        for each in plain.predict_both(x, time, cond):
+            assert torch.equal(each, plain.predict(x, time, cond))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

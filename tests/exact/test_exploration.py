@@ -29,19 +29,23 @@ from burnish.algorithms.ddpo import DDPOIS, DDPOSF
 from burnish.algorithms.dpok import DPOK
 from burnish.policy import Policy
 from burnish.randomness import Randomness
-from burnish.rollout import Trajectory, join, rollout
+from burnish.rollout import Explore, Trajectory, join, rollout
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.window import Window
 from burnish.schedules import DiffusionSchedule, trailing
-from burnish.transitions import Gaussian, Mixture
+from burnish.transitions import Gaussian, Mixture, widened
 
 EPSILON, SCALE = 0.5, 1.6
 CHAINS, GROUPS, STEPS = 16_000, 32, 3
 TARGET = (3.0, -2.0)
 
 
-def explore(policy: Gaussian) -> Mixture:
-    return Mixture(policy, EPSILON, SCALE)
+def wider(at: Gaussian, epsilon: float = EPSILON, scale: float = SCALE) -> Mixture:
+    return Mixture(at, widened(at, scale), epsilon)
+
+
+def explore(policy: Policy, epsilon: float = EPSILON) -> Explore:
+    return lambda step, x, cond: wider(policy.transition(step, x, cond), epsilon)
 
 
 # --- the mixture -------------------------------------------------------------------------------------
@@ -54,7 +58,7 @@ def normals(count: int, *event: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("epsilon", [0.1, 0.9])
 def test_the_density_is_that_of_torch_distributions(epsilon):
     mean, std, x = normals(6, 2, 3), torch.linspace(0.1, 2, 6), normals(6, 2, 3, seed=1)
-    found = Mixture(Gaussian(mean, std), epsilon, 1.7).log_prob(x)
+    found = wider(Gaussian(mean, std), epsilon, 1.7).log_prob(x)
     both = torch.stack([std, 1.7 * std], 1).reshape(6, 2, 1, 1).expand(6, 2, 2, 3)
     components = Independent(Normal(mean[:, None].expand(6, 2, 2, 3), both), 2)
     share = Categorical(torch.tensor([1 - epsilon, epsilon]).expand(6, 2))
@@ -64,9 +68,7 @@ def test_the_density_is_that_of_torch_distributions(epsilon):
 def test_the_density_by_hand():
     """At the mean of two dimensions with std 1 and 2: 0.9 / 2 pi + 0.1 / 8 pi. Not (0.9 + 0.1 / 2)^2 / 2 pi,
     which would choose for each dimension."""
-    found = Mixture(Gaussian(torch.zeros(1, 2), torch.ones(1)), 0.1, 2.0).log_prob(
-        torch.zeros(1, 2)
-    )
+    found = wider(Gaussian(torch.zeros(1, 2), torch.ones(1)), 0.1, 2.0).log_prob(torch.zeros(1, 2))
     assert found.item() == pytest.approx(math.log((0.9 + 0.1 / 4) / (2 * math.pi)), abs=1e-6)
 
 
@@ -75,7 +77,7 @@ def test_the_density_integrates_to_1():
     line = (torch.arange(240) + 0.5) / 10 - 12
     x = torch.cartesian_prod(line, line)
     policy = Gaussian(torch.zeros(len(x), 2), torch.full((len(x),), 0.6))
-    assert Mixture(policy, 0.3, 2.0).log_prob(x).exp().sum().item() / 100 == pytest.approx(
+    assert wider(policy, 0.3, 2.0).log_prob(x).exp().sum().item() / 100 == pytest.approx(
         1, abs=1e-4
     )
 
@@ -86,7 +88,7 @@ def test_samples_have_the_mixtures_moments_and_one_component_a_row():
     count = 40_000
     policy = Gaussian(torch.full((count, 2), 5.0), torch.full((count,), 0.5))
     chance = Randomness(0).uniform(range(count))
-    drawn = Mixture(policy, 0.3, 2.0).sample(normals(count, 2), chance)
+    drawn = wider(policy, 0.3, 2.0).sample(normals(count, 2), chance)
     square = ((drawn - 5) / 0.5).double().square()
     mean, fourth = 0.7 + 0.3 * 4, 0.7 + 0.3 * 16
     assert (square.mean(0) - mean).abs().max() < 5 * ((3 * fourth - mean**2) / count) ** 0.5
@@ -97,7 +99,7 @@ def test_samples_have_the_mixtures_moments_and_one_component_a_row():
 
 def test_without_exploration_it_is_the_policy_itself():
     policy = Gaussian(normals(5, 3), torch.rand(5) + 0.1)
-    still = Mixture(policy, 0.0, 2.0)
+    still = wider(policy, 0.0, 2.0)
     noise = normals(5, 3, seed=1)
     x = still.sample(noise, torch.zeros(5))
     assert torch.equal(x, policy.sample(noise))
@@ -109,13 +111,13 @@ def test_without_exploration_it_is_the_policy_itself():
 
 def test_both_densities_of_each_drawn_step_are_recorded():
     policy = Policy(linear(), Window(sampler=DDIM(num_steps=4), size=2, start=1), torch.bfloat16)
-    drawn = rollout(policy, prompts("") * 9, Randomness(0), 4, explore=explore)
+    drawn = rollout(policy, prompts("") * 9, Randomness(0), 4, explore=explore(policy))
     assert drawn.steps == (1, 2)
     for j, k in enumerate(drawn.steps):
         with torch.no_grad():
             at = policy.transition(torch.full((9,), k), drawn.states[j], drawn.cond)
         assert torch.equal(drawn.log_prob[j], at.log_prob(drawn.states[j + 1]))
-        assert torch.equal(drawn.behaviour_log_prob[j], explore(at).log_prob(drawn.states[j + 1]))
+        assert torch.equal(drawn.behaviour_log_prob[j], wider(at).log_prob(drawn.states[j + 1]))
     by_hand = (drawn.log_prob - drawn.behaviour_log_prob)[0] + (
         drawn.log_prob - drawn.behaviour_log_prob
     )[1]
@@ -125,8 +127,8 @@ def test_both_densities_of_each_drawn_step_are_recorded():
 def test_what_is_explored_depends_on_the_chain_and_the_step_only():
     """In a linear world the states repeat bitwise: so does the choice, in any batch."""
     policy = Policy(linear(), DDIM(num_steps=6))
-    whole = rollout(policy, prompts("") * 40, Randomness(0), 40, explore=explore)
-    parts = rollout(policy, prompts("") * 40, Randomness(0), 7, explore=explore)
+    whole = rollout(policy, prompts("") * 40, Randomness(0), 40, explore=explore(policy))
+    parts = rollout(policy, prompts("") * 40, Randomness(0), 7, explore=explore(policy))
     assert torch.equal(whole.states, parts.states)
     torch.testing.assert_close(
         whole.behaviour_log_prob, parts.behaviour_log_prob
@@ -150,9 +152,7 @@ def test_what_is_explored_depends_on_the_chain_and_the_step_only():
 def test_exploring_moves_no_other_draw():
     policy = Policy(Network(), DDIM(num_steps=3))
     plain = rollout(policy, prompts("") * 5, Randomness(0), 5)
-    still = rollout(
-        policy, prompts("") * 5, Randomness(0), 5, explore=lambda at: Mixture(at, 0.0, 2.0)
-    )
+    still = rollout(policy, prompts("") * 5, Randomness(0), 5, explore=explore(policy, 0.0))
     assert plain.behaviour_log_prob is None
     assert torch.equal(plain.states, still.states)
     assert torch.equal(plain.weight, torch.ones(5))
@@ -161,7 +161,7 @@ def test_exploring_moves_no_other_draw():
 
 def test_chains_keep_their_weights_when_picked_and_joined():
     policy = Policy(linear(), DDIM(num_steps=3))
-    drawn = rollout(policy, prompts("") * 6, Randomness(0), 6, explore=explore)
+    drawn = rollout(policy, prompts("") * 6, Randomness(0), 6, explore=explore(policy))
     picked = join([drawn.chains([4, 1]), drawn.chains([0])])
     assert torch.equal(picked.weight, drawn.weight[[4, 1, 0]])
     everything = rows.transitions(drawn, torch.zeros(6), drawn.steps)
@@ -176,7 +176,7 @@ def world() -> tuple[Policy, Trajectory, Tensor, Tensor]:
     """A policy, explored chains, their rewards less the policy's expected reward, and its exact gradient."""
     model = linear((0.5, -0.5), -0.3, COARSE)
     policy = Policy(model, DDIM(num_steps=STEPS))
-    drawn = rollout(policy, prompts("") * CHAINS, Randomness(0), CHAINS, explore=explore)
+    drawn = rollout(policy, prompts("") * CHAINS, Randomness(0), CHAINS, explore=explore(policy))
     reward = -(drawn.x0.flatten(1) - torch.tensor(TARGET)).square().sum(1)
     expected = model.expected_reward(policy.kernel, TARGET)
     return policy, drawn, reward - expected.item(), gradient_of(expected, policy)
@@ -329,7 +329,7 @@ def test_off_policy_the_ratio_of_the_sum_has_no_bias_and_that_of_the_mean_over_d
 
 def test_the_first_ratio_is_still_that_of_the_policy_to_itself():
     policy = Policy(linear(schedule=ENDS_NOISY), DDIM(num_steps=4))
-    drawn = rollout(policy, prompts("") * 8, Randomness(0), 8, explore=explore)
+    drawn = rollout(policy, prompts("") * 8, Randomness(0), 8, explore=explore(policy))
     batch = rows.transitions(drawn, torch.ones(8), drawn.steps)
     for algorithm in (DDPOIS(), DDPOSF()):
         loss, values = algorithm.loss(policy, batch)

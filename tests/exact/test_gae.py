@@ -16,7 +16,7 @@ from burnish.policy import Policy
 from burnish.randomness import Randomness
 from burnish.rollout import Trajectory, rollout
 from burnish.samplers.ddim import DDIM
-from burnish.transitions import Mixture
+from burnish.transitions import Mixture, widened
 
 REWARDS = torch.tensor([10.0, 0.0])
 VALUES = torch.tensor([[1.0, 0.0], [2.0, 3.0], [4.0, -1.0]])
@@ -197,9 +197,12 @@ def test_the_critic_learns_the_true_value_of_every_step(known):
 def test_the_critic_of_explored_chains_learns_the_value_of_the_policy(known):
     """Weighted, the values of first states average to the policy's expected reward, not the behaviour's."""
     policy, count = known[0], 4_000
-    drawn = rollout(
-        policy, prompts("") * count, Randomness(0), count, explore=lambda at: Mixture(at, 0.5, 2.5)
-    )
+
+    def explore(step, x, cond):
+        at = policy.transition(step, x, cond)
+        return Mixture(at, widened(at, 2.5), 0.5)
+
+    drawn = rollout(policy, prompts("") * count, Randomness(0), count, explore=explore)
     reward = nearness(drawn)
     expected = policy.denoiser.expected_reward(policy.kernel, TARGET).item()
     seen = values.inputs(drawn)[0]

@@ -134,6 +134,14 @@ def test_rewards_that_may_have_a_gradient_go_with_algorithms_that_need_one(rewar
     assert recipe.algorithm == AlignProp()
 
 
+@pytest.mark.parametrize("name", ["draft", "align-prop", "refl"])
+@pytest.mark.parametrize("reward", ["compressibility", "incompressibility", "portrait-alignment"])
+def test_rewards_without_a_gradient_do_not_go_with_algorithms_that_need_one(name, reward):
+    overrides = ["--reward.name", reward, "--algorithm.name", name, "--training.updates=1"]
+    with pytest.raises(ConfigError, match=rf"'{name}' differentiates the reward.*'{reward}'"):
+        load_recipe("compressibility", overrides)
+
+
 def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[reward]\nname = "compressibility"\nquality = 80\n[sampler]\nnum_steps = 3\n')

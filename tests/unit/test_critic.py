@@ -11,8 +11,9 @@ from burnish.advantages import generalised, standardise, whole_batch
 from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF
 from burnish.algorithms.dpok import DPOK
-from burnish.algorithms.exploration import Exploration, LinearDecay
+from burnish.algorithms.exploration import Wider
 from burnish.config import ConfigError, dump, load_recipe
+from burnish.decays import LinearDecay
 from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
@@ -66,7 +67,7 @@ def test_chains_are_judged_by_the_critic_that_has_not_seen_them(gae_lambda):
 def test_what_it_remembers_is_what_it_remembered_trained_on_this_iterations_chains():
     """Weights and moments go on; each state's target is its own chain's reward, by the chain's weight."""
     algorithm = DDPOIS(
-        baseline=SMALL, exploration=Exploration(epsilon=LinearDecay(start=0.9), widening=2.0)
+        baseline=SMALL, exploration=Wider(epsilon=LinearDecay(start=0.9), widening=2.0)
     )
     memory = collected(algorithm).memory
     found = collected(algorithm, memory, seed=1)
@@ -177,7 +178,7 @@ def test_a_run_with_a_critic_that_explores_resumes_bitwise(tmp_path):
     """Weights, moments and the count of iterations are in the checkpoint."""
     algorithm = DDPOIS(
         baseline=Critic(gae_lambda=0.9, width=8, updates=3, batch=8),
-        exploration=Exploration(epsilon=LinearDecay(start=0.5, iterations=4)),
+        exploration=Wider(epsilon=LinearDecay(start=0.5, iterations=4)),
     )
 
     def until(state, model, iterations):

@@ -11,14 +11,10 @@ from worlds import PROMPTS, Always, linear, nearness, prompts
 
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
 from burnish.algorithms.dpok import DPOK
-from burnish.algorithms.exploration import (
-    CosineDecay,
-    Exploration,
-    ExponentialDecay,
-    LinearDecay,
-)
+from burnish.algorithms.exploration import Wider
 from burnish.algorithms.grpo import GRPO
 from burnish.config import dump, load_recipe
+from burnish.decays import CosineDecay, LinearDecay
 from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
@@ -28,7 +24,7 @@ from burnish.train.settings import AdamW, Training
 from burnish.transitions import Gaussian
 
 NEAR = nearness((1.0, 1.0))
-ALWAYS = Exploration(epsilon=LinearDecay(start=0.5, end=0.5), widening=2.0)
+ALWAYS = Wider(epsilon=LinearDecay(start=0.5, end=0.5), widening=2.0)
 ALGORITHMS = [
     DDPOIS(baseline=WholeBatch()),
     DDPOSF(baseline=WholeBatch()),
@@ -43,23 +39,11 @@ def collected(algorithm, memory=None, reward=NEAR, samples=8):
     return algorithm.collect(task, memory=memory or {}, randomness=Randomness(0))
 
 
-def test_decays_by_hand():
-    linear_, cosine = (
-        decay(start=0.4, end=0.2, iterations=4) for decay in (LinearDecay, CosineDecay)
-    )
-    assert [linear_.at(i) for i in (0, 1, 2, 4, 9)] == pytest.approx([0.4, 0.35, 0.3, 0.2, 0.2])
-    root = 0.5**0.5  # cos(pi / 4)
-    assert [cosine.at(i) for i in (0, 1, 2, 4, 9)] == pytest.approx(
-        [0.4, 0.3 + 0.1 * root, 0.3, 0.2, 0.2]
-    )
-    halved = ExponentialDecay(start=0.4, half_life=2)
-    assert [halved.at(i) for i in (0, 1, 2, 4)] == pytest.approx([0.4, 0.4 * root, 0.2, 0.1])
-
-
 def test_an_explored_deviation_is_wider_by_the_root_of_the_dimensions():
     at = Gaussian(torch.zeros(1, 4, 2, 2), torch.ones(1))
-    mixture = Exploration(epsilon=LinearDecay(start=0.3), widening=2.0).behaviour(0)(at)
-    assert (mixture.epsilon, mixture.scale) == (0.3, 1.5)
+    other = Wider(widening=2.0).explored(at)
+    assert torch.equal(other.mean, at.mean)
+    assert torch.equal(other.std, torch.full((1,), 1.5))
 
 
 @pytest.mark.parametrize("size", [4, 64, 1024])
@@ -67,7 +51,7 @@ def test_the_weight_of_an_explored_action_does_not_fall_with_the_dimensions(size
     """Under the wide part the log of narrow over wide has mean d (log k - (k^2 - 1) / 2), from -0.88 to -1
     here, where k = 1.5 has -0.88 at d = 4 and -225 at d = 1024. Its variance is d (k^2 - 1)^2 / 2."""
     at = Gaussian(torch.zeros(4000, size), torch.ones(4000))
-    scale = Exploration().behaviour(0)(at).scale
+    scale = Wider().explored(at).std[0].item()
     x = scale * torch.randn(4000, size, generator=torch.Generator().manual_seed(0))
     log_ratio = at.log_prob(x) - replace(at, std=scale * at.std).log_prob(x)
     expected = size * (math.log(scale) - (scale**2 - 1) / 2)
@@ -101,7 +85,7 @@ def test_without_exploration_nothing_is_counted_or_reported(algorithm):
 
 
 def test_the_chance_falls_with_the_iterations_that_the_memory_has_counted():
-    algorithm = DDPOIS(exploration=Exploration(epsilon=LinearDecay(start=0.4, iterations=2)))
+    algorithm = DDPOIS(exploration=Wider(epsilon=LinearDecay(start=0.4, iterations=2)))
     memory, seen = {}, []
     for _ in range(3):
         found = collected(algorithm, memory)
@@ -133,7 +117,7 @@ def test_an_explored_run_learns_and_its_first_ratio_is_1():
     before = model.expected_reward(policy.kernel, (2.0, 2.0)).item()
     reports = train(
         policy,
-        DDPOIS(clip=0.1, baseline=WholeBatch(), exploration=Exploration()),
+        DDPOIS(clip=0.1, baseline=WholeBatch(), exploration=Wider()),
         PROMPTS,
         nearness((2.0, 2.0)),
         training=Training(iterations=25, samples=32, updates=2, sample_batch=32),
@@ -147,12 +131,9 @@ def test_an_explored_run_learns_and_its_first_ratio_is_1():
 @pytest.mark.parametrize(
     ("kind", "settings", "key"),
     [
-        (LinearDecay, {"start": 1.0}, "start"),
-        (LinearDecay, {"start": -0.1}, "start"),
-        (CosineDecay, {"start": 0.1, "end": 0.2}, "end"),
-        (LinearDecay, {"iterations": 0}, "iterations"),
-        (ExponentialDecay, {"half_life": 0.0}, "half_life"),
-        (Exploration, {"widening": 0.0}, "widening"),
+        (Wider, {"epsilon": LinearDecay(start=1.0)}, "epsilon.start"),
+        (Wider, {"epsilon": LinearDecay(start=0.5, end=-0.1)}, "epsilon.end"),
+        (Wider, {"widening": 0.0}, "widening"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(kind, settings, key):
@@ -172,7 +153,7 @@ def test_a_recipe_asks_for_exploration_and_writes_it_out(tmp_path):
             "0.1",
         ],
     )
-    assert recipe.algorithm.exploration == Exploration(epsilon=CosineDecay(start=0.1))
+    assert recipe.algorithm.exploration == Wider(epsilon=CosineDecay(start=0.1))
     assert recipe.algorithm.discount == 0.95
     path = tmp_path / "again.toml"
     path.write_text(dump(recipe))

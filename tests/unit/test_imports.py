@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
+import burnish.algorithms
 import burnish.losses
-from burnish.algorithms import ddpo
+import burnish.rewards
+import burnish.samplers
+from burnish.algorithms import DDPOIS, ddpo
+from burnish.config import Plugin, Recipe
 from burnish.transitions import Gaussian
 
 
@@ -26,11 +31,35 @@ from burnish.transitions import Gaussian
         "burnish.samplers.window",
         "burnish.train.settings",
         "burnish.prompts",
+        "burnish.algorithms",
+        "burnish.samplers",
+        "burnish.rewards",
+        "burnish.decays",
     ],
 )
 def test_settings_are_read_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "tops"),
+    [
+        ("algorithm", [burnish.algorithms, burnish]),
+        ("sampler", [burnish.samplers, burnish]),
+        ("reward", [burnish.rewards]),
+    ],
+)
+def test_what_a_recipe_can_name_is_at_the_top_of_its_package(field, tops):
+    named = [each for each in get_args(get_type_hints(Recipe)[field]) if each is not Plugin]
+    for top in tops:
+        assert [getattr(top, each.__name__, None) for each in named] == named
+
+
+def test_settings_inside_an_algorithm_are_at_the_top_of_its_package():
+    fields = [get_type_hints(DDPOIS)[name] for name in ("baseline", "exploration")]
+    for each in (each for field in fields for each in get_args(field) if each is not type(None)):
+        assert getattr(burnish.algorithms, each.__name__) is each
 
 
 def test_a_lazy_module_is_the_module_itself():

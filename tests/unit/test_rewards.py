@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 
+from burnish.config import Plugin, Recipe
 from burnish.portraits.judge import load_judge
-from burnish.reward import check_differentiable, differentiable, score
+from burnish.reward import RewardError, check_differentiable, differentiable, score
 from burnish.rewards.image import Brightness
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.rollout import Samples
@@ -69,6 +72,20 @@ def test_a_step_along_its_gradient_makes_a_portrait_likelier(portraits):
         # to first order a step of length h raises each reward by h times its slope's length
         risen = (score(PortraitLikelihood(), moved) - rewards) / 1e-3
     torch.testing.assert_close(risen, slope.flatten(1).norm(dim=1), rtol=0.1, atol=0)
+
+
+BUILT_IN = [
+    each for each in get_args(get_type_hints(Recipe)["reward"]) if not issubclass(each, Plugin)
+]
+
+
+@pytest.mark.parametrize("kind", BUILT_IN)
+def test_a_reward_says_truly_whether_its_gradient_reaches_the_image(kind, portraits):
+    if kind.differentiable:
+        check_differentiable(kind(), portraits)
+    else:
+        with pytest.raises(RewardError):
+            check_differentiable(kind(), portraits)
 
 
 def test_the_judge_is_read_from_disk_once(portraits):

@@ -1,5 +1,7 @@
 """Algorithms: frozen dataclasses whose fields are their configuration; one file a family.
 
+What a recipe can name is imported from here: the algorithms, and the settings inside them.
+
 An algorithm turns prompts into rows to learn from (`collect`) and rows into a loss (`loss`). It sees a
 policy, never a model.
 """
@@ -50,6 +52,8 @@ class Algorithm(Protocol[R]):
     """True if an iteration may take one optimiser step only."""
     needs_density: ClassVar[bool]
     """True if it learns from the densities of the sampler's steps."""
+    differentiates_reward: ClassVar[bool]
+    """True if it needs the reward's gradient with respect to the image."""
 
     @property
     def train_steps(self) -> int | tuple[int, ...] | None:
@@ -68,3 +72,27 @@ class Algorithm(Protocol[R]):
     def loss(self, policy: Policy, minibatch: R) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Losses of the rows, (rows,), whose mean is minimised, and diagnostics of each row."""
         ...
+
+
+# After the contract, which these modules import.
+from burnish.algorithms.awm import AWM as AWM
+from burnish.algorithms.critic import Critic as Critic
+from burnish.algorithms.ddpo import DDPOIS as DDPOIS
+from burnish.algorithms.ddpo import DDPOSF as DDPOSF
+from burnish.algorithms.ddpo import PerPrompt as PerPrompt
+from burnish.algorithms.ddpo import WholeBatch as WholeBatch
+from burnish.algorithms.dpo import D3PO as D3PO
+from burnish.algorithms.dpo import DPO as DPO
+from burnish.algorithms.dpo import OfflineDPO as OfflineDPO
+from burnish.algorithms.dpok import DPOK as DPOK
+from burnish.algorithms.draft import AlignProp as AlignProp
+from burnish.algorithms.draft import DRaFT as DRaFT
+from burnish.algorithms.draft import ReFL as ReFL
+from burnish.algorithms.exploration import Unguided as Unguided
+from burnish.algorithms.exploration import Wider as Wider
+from burnish.algorithms.grpo import GRPO as GRPO
+from burnish.algorithms.nft import NFT as NFT
+from burnish.algorithms.rwr import RWR as RWR
+from burnish.algorithms.rwr import RWRSparse as RWRSparse
+from burnish.algorithms.sft import SFT as SFT
+from burnish.algorithms.sft import BestOf as BestOf

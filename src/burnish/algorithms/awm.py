@@ -28,6 +28,7 @@ class AWM:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
     train_steps = None
 

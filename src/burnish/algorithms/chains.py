@@ -46,7 +46,7 @@ def collection(
         weighed = advantages.discounted(clipped, chains.steps, chains.num_steps, discount)
     memory, explored = counted(exploration, memory)
     if exploration is not None:
-        explored["effective_samples"] = _effective_share(chains.weight)
+        explored["effective_samples"] = advantages.effective_share(chains.weight)
     return Collection(
         rows=rows.transitions(chains, weighed, steps),
         samples=acted.samples,
@@ -55,11 +55,6 @@ def collection(
         memory=memory,
         metrics={"advantage_clipped": (advantage != clipped).float().mean().item(), **explored},
     )
-
-
-def _effective_share(weight: Tensor) -> float:
-    """(sum w)^2 / (n sum w^2): of so many unweighted chains the weighted ones are worth (Kish 1965)."""
-    return (weight.sum().square() / (len(weight) * weight.square().sum())).item()
 
 
 def act_in_groups(

@@ -76,6 +76,7 @@ class DDPOIS:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
 
     clip: float = 1e-4
@@ -90,7 +91,7 @@ class DDPOIS:
     discount: float = 1.0
     """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in the paper, less in 2409.00588."""
     exploration: Exploration | None = None
-    """Draw some actions from a wider distribution, and weight the chains back; none in the paper."""
+    """Draw some actions from another distribution, and weight the chains back; none in the paper."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < 1:
@@ -117,6 +118,7 @@ class DDPOSF:
 
     on_policy: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
 
     advantage_clip: float = 5.0
@@ -129,7 +131,7 @@ class DDPOSF:
     discount: float = 1.0
     """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in the paper, less in 2409.00588."""
     exploration: Exploration | None = None
-    """Draw some actions from a wider distribution, and weight the chains back; none in the paper."""
+    """Draw some actions from another distribution, and weight the chains back; none in the paper."""
 
     def __post_init__(self) -> None:
         chains.check(self.advantage_clip, self.train_steps, self.discount)
@@ -171,7 +173,7 @@ def collect(
 ) -> Collection[rows.Transitions]:
     """One chain a prompt, its advantage by the baseline."""
     prompts = task.prompts.draw(task.samples, randomness.at("prompts"))
-    explore = behaviour(settings.exploration, memory)
+    explore = behaviour(settings.exploration, task.policy, memory)
     acted = experience.act(task, prompts, randomness, explore=explore)
     advantage, memory, judged = _advantages(settings.baseline, acted, memory, randomness)
     found = chains.collection(

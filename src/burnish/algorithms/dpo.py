@@ -33,6 +33,7 @@ class DPO:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     train_steps = None
 
     group_size: int = 4
@@ -87,6 +88,7 @@ class OfflineDPO:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
     train_steps = None
 
@@ -149,6 +151,7 @@ class D3PO:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
 
     group_size: int = 4
     """Samples of a prompt, of which the best and the worst are compared."""

@@ -26,6 +26,7 @@ class DPOK:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
 
     kl: float = 0.01
@@ -43,7 +44,7 @@ class DPOK:
     discount: float = 1.0
     """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in the paper, less in 2409.00588."""
     exploration: Exploration | None = None
-    """Draw some actions from a wider distribution, and weight the chains back; none in the paper."""
+    """Draw some actions from another distribution, and weight the chains back; none in the paper."""
 
     def __post_init__(self) -> None:
         if self.kl <= 0:

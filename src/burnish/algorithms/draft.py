@@ -30,6 +30,7 @@ class DRaFT:
 
     on_policy: ClassVar[bool] = True
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = True
     group_size = 1
 
     train_steps: int = 1
@@ -59,6 +60,7 @@ class AlignProp:
 
     on_policy: ClassVar[bool] = True
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = True
     group_size = 1
 
     train_steps: int | None = None
@@ -86,6 +88,7 @@ class ReFL:
 
     on_policy: ClassVar[bool] = True
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = True
     group_size = 1
 
     train_steps: int = 10

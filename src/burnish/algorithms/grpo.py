@@ -26,6 +26,7 @@ class GRPO:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = True
+    differentiates_reward: ClassVar[bool] = False
 
     group_size: int = 8
     """Samples of a prompt; 24 in Flow-GRPO, 12 in DanceGRPO, on clusters."""
@@ -51,7 +52,7 @@ class GRPO:
     discount: float = 1.0
     """An advantage at step k of T is weighted by discount^(T - 1 - k); 1 in both papers."""
     exploration: Exploration | None = None
-    """Draw some actions from a wider distribution, and weight the chains back; none in the papers."""
+    """Draw some actions from another distribution, and weight the chains back; none in the papers."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -66,7 +67,7 @@ class GRPO:
     def collect(
         self, task: Task, *, memory: Memory, randomness: Randomness
     ) -> Collection[rows.Transitions]:
-        explore = behaviour(self.exploration, memory)
+        explore = behaviour(self.exploration, task.policy, memory)
         acted, queries, dead = _groups(self, task, randomness, explore)
         found = chains.collection(
             acted,

@@ -27,6 +27,7 @@ class NFT:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
     train_steps = None
 

@@ -30,6 +30,7 @@ class RWR:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
     train_steps = None
 
@@ -71,6 +72,7 @@ class RWRSparse:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
     train_steps = None
 

@@ -28,6 +28,7 @@ class SFT:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     group_size = 1
     train_steps = None
 
@@ -73,6 +74,7 @@ class BestOf:
 
     on_policy: ClassVar[bool] = False
     needs_density: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = False
     train_steps = None
 
     group_size: int = 8

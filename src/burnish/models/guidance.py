@@ -10,23 +10,25 @@ from torch import Tensor
 from burnish.policy import Cond
 
 
-def guided(
+def guided_and_not(
     network: Callable[[Tensor, Tensor, Cond], Tensor],
     x: Tensor,
     time: Tensor,
     cond: Cond,
     unconditional: Cond,
     weight: float,
-) -> Tensor:
-    """u + weight (c - u), of one pass of the network with a batch twice as large; c alone at weight 1.
+) -> tuple[Tensor, Tensor]:
+    """u + weight (c - u), and the conditional prediction c, of one pass of the network with a batch twice as
+    large; c alone at weight 1.
 
     unconditional: of one row, the empty prompt's
     """
     if weight == 1:
-        return network(x, time, cond)
+        c = network(x, time, cond)
+        return c, c
     both = {
         name: torch.cat([unconditional[name].expand_as(value), value])
         for name, value in cond.items()
     }
     u, c = network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
-    return u + weight * (c - u)
+    return u + weight * (c - u), c

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from burnish.models import autoencoder
 from burnish.models.attention import SharedTextAttention, distinct
-from burnish.models.guidance import guided
+from burnish.models.guidance import guided_and_not
 from burnish.models.placed import placed
 from burnish.models.trainable import Trainable, load_weights, prepare, save_weights
 from burnish.policy import Cond
@@ -75,7 +75,10 @@ class StableDiffusion:
         return {"tokens": tokens, "embedding": self.text_encoder(tokens).last_hidden_state}
 
     def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return guided(self._network, x, time, cond, self._unconditional, self.guidance)
+        return self.predict_both(x, time, cond)[0]
+
+    def predict_both(self, x: Tensor, time: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        return guided_and_not(self._network, x, time, cond, self._unconditional, self.guidance)
 
     def _network(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         texts, rows = distinct(cond["tokens"], cond["embedding"])

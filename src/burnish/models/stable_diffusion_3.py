@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from burnish.models import autoencoder
-from burnish.models.guidance import guided
+from burnish.models.guidance import guided_and_not
 from burnish.models.joint_attention import JointAttention
 from burnish.models.placed import placed
 from burnish.models.trainable import Trainable, load_weights, prepare, save_weights
@@ -127,7 +127,10 @@ class StableDiffusion3:
         return self.texts.encode(prompts)
 
     def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return guided(self._network, x, time, cond, self._unconditional, self.guidance)
+        return self.predict_both(x, time, cond)[0]
+
+    def predict_both(self, x: Tensor, time: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        return guided_and_not(self._network, x, time, cond, self._unconditional, self.guidance)
 
     def _network(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         return self.transformer(

@@ -68,6 +68,10 @@ MEANINGS = {
         "fraction of samples",
         "What the weighted samples are worth, unweighted.",
     ),
+    "eta": Meaning("Noise level", "sampler’s eta", "Of the iteration; evaluation has its end."),
+    "exploration_epsilon": Meaning(
+        "Exploration", "chance an action", "That it is drawn from the other distribution."
+    ),
     "diversity": Meaning(
         "Diversity", "RMS distance of pixels in 0–1", "Mean over all pairs of held-out samples."
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from burnish.images import to_pil
 
@@ -23,6 +23,8 @@ LUMA = (0.2126, 0.7152, 0.0722)
 class Compressibility:
     """Minus the size of the image as a JPEG, in kB of 1000 bytes (Black et al. 2023, sec. 5.1)."""
 
+    differentiable: ClassVar[bool] = False
+
     quality: int = 95
     """JPEG quality, 1 to 100; 95 in the paper."""
 
@@ -36,6 +38,8 @@ class Compressibility:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incompressibility:
     """The size of the image as a JPEG, in kB of 1000 bytes (Black et al. 2023, sec. 5.1)."""
+
+    differentiable: ClassVar[bool] = False
 
     quality: int = 95
     """JPEG quality, 1 to 100; 95 in the paper."""
@@ -54,6 +58,8 @@ class Brightness:
     Luma is 0.2126 R' + 0.7152 G' + 0.0722 B' of the gamma-encoded values that images hold (ITU-R BT.709,
     item 3.2, whose primaries are sRGB's).
     """
+
+    differentiable: ClassVar[bool] = True
 
     def __call__(self, samples: Samples) -> Tensor:
         weight = samples.media.new_tensor(LUMA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,8 @@ class PortraitAlignment:
     nothing else.
     """
 
+    differentiable: ClassVar[bool] = False
+
     def __call__(self, samples: Samples) -> Tensor:
         return _judge().accuracy(samples.media, list(samples.metadata))
 
@@ -31,6 +33,8 @@ class PortraitLikelihood:
 
     The differentiable companion of `PortraitAlignment`.
     """
+
+    differentiable: ClassVar[bool] = True
 
     def __call__(self, samples: Samples) -> Tensor:
         return _judge().log_likelihood(samples.media, list(samples.metadata))

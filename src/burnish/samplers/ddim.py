@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from burnish import kernels, schedules
+from burnish import decays, kernels, schedules
+from burnish.decays import Decay, Level
 
 if TYPE_CHECKING:
     from burnish.randomness import Randomness
@@ -18,27 +19,30 @@ class DDIM:
 
     num_steps: int = 20
     """Denoising steps; the paper uses 50 on Stable Diffusion."""
-    eta: float = 1.0
-    """Share of the full ancestral noise in [0, 1]; 0 is deterministic and has no density to learn by."""
+    eta: Level = 1.0
+    """Share of the full ancestral noise in [0, 1], or its decay over iterations; 0 is deterministic and has
+    no density to learn by."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps}, expected at least 1")
-        if not 0 <= self.eta <= 1:
+        end, start = decays.bounds(self.eta)
+        if not 0 <= end <= start <= 1:
             raise ValueError(f"eta = {self.eta}, expected a number from 0 (no noise) to 1 (DDPM)")
 
     @property
     def deterministic(self) -> bool:
-        return self.eta == 0
+        return decays.settled(self.eta) == 0
 
     def at(self, iteration: int, randomness: Randomness) -> DDIM:
-        del iteration, randomness
-        return self
+        del randomness
+        return replace(self, eta=self.eta.at(iteration)) if isinstance(self.eta, Decay) else self
 
     def on(self, schedule: Schedule) -> kernels.Kernel:
         grid = schedules.of_family(schedules.DiffusionSchedule, schedule, self).grid(self.num_steps)
         a, s = grid.alpha_bar, grid.next_alpha_bar
-        std = self.eta * ((1 - s) / (1 - a) * (1 - a / s)).sqrt()
+        eta = decays.settled(self.eta)
+        std = eta * ((1 - s) / (1 - a) * (1 - a / s)).sqrt()
         return kernels.kernel(
             times=grid.time,
             signal=a.sqrt(),

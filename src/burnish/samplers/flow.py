@@ -12,10 +12,11 @@ N((1 - s) x0_hat + [s - (t - s) g^2 / (2 t)] e_hat, g^2 (t - s) I).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from burnish import kernels, schedules
+from burnish import decays, kernels, schedules
+from burnish.decays import Decay, Level
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,25 +60,26 @@ class FlowSDE:
 
     num_steps: int = 10
     """Denoising steps; the paper trains with 10 and evaluates with 40."""
-    eta: float = 0.7
-    """Noise level, >= 0 (a in the paper, which uses 0.7); 0 is the ODE."""
+    eta: Level = 0.7
+    """Noise level, >= 0 (a in the paper, which uses 0.7), or its decay over iterations; 0 is the ODE."""
 
     def __post_init__(self) -> None:
         _check(self.num_steps, self.eta)
 
     @property
     def deterministic(self) -> bool:
-        return self.eta == 0
+        return decays.settled(self.eta) == 0
 
     def at(self, iteration: int, randomness: Randomness) -> FlowSDE:
-        del iteration, randomness
-        return self
+        del randomness
+        return replace(self, eta=self.eta.at(iteration)) if isinstance(self.eta, Decay) else self
 
     def on(self, schedule: Schedule) -> kernels.Kernel:
         grid = _grid(self, schedule)
         t = grid.sigma
+        eta = decays.settled(self.eta)
         left = (1 - t).where(t < 1, 1 - grid.next_sigma)
-        return _euler_maruyama(schedule, grid, self.eta**2 * t / left)
+        return _euler_maruyama(schedule, grid, eta**2 * t / left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,23 +88,24 @@ class DanceSDE:
 
     num_steps: int = 16
     """Denoising steps; 16 in the paper's recipe for FLUX."""
-    eta: float = 0.3
-    """Noise level, >= 0; 0.3 in the paper; 0 is the ODE."""
+    eta: Level = 0.3
+    """Noise level, >= 0, or its decay over iterations; 0.3 in the paper; 0 is the ODE."""
 
     def __post_init__(self) -> None:
         _check(self.num_steps, self.eta)
 
     @property
     def deterministic(self) -> bool:
-        return self.eta == 0
+        return decays.settled(self.eta) == 0
 
     def at(self, iteration: int, randomness: Randomness) -> DanceSDE:
-        del iteration, randomness
-        return self
+        del randomness
+        return replace(self, eta=self.eta.at(iteration)) if isinstance(self.eta, Decay) else self
 
     def on(self, schedule: Schedule) -> kernels.Kernel:
         grid = _grid(self, schedule)
-        return _euler_maruyama(schedule, grid, self.eta**2 + 0 * grid.sigma)
+        eta = decays.settled(self.eta)
+        return _euler_maruyama(schedule, grid, eta**2 + 0 * grid.sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,27 +120,29 @@ class CPS:
 
     num_steps: int = 10
     """Denoising steps; as in Flow-GRPO."""
-    eta: float = 0.8
-    """Share of fresh noise in [0, 1]: its angle over a right angle; 0.8 in Flow-GRPO's code; 0 is the ODE."""
+    eta: Level = 0.8
+    """Share of fresh noise in [0, 1], or its decay over iterations: its angle over a right angle; 0.8 in
+    Flow-GRPO's code; 0 is the ODE."""
 
     def __post_init__(self) -> None:
         _check(self.num_steps, self.eta)
-        if self.eta > 1:
+        if decays.bounds(self.eta)[1] > 1:
             raise ValueError(
                 f"eta = {self.eta}, expected a number from 0 (the ODE) to 1 (all fresh)"
             )
 
     @property
     def deterministic(self) -> bool:
-        return self.eta == 0
+        return decays.settled(self.eta) == 0
 
     def at(self, iteration: int, randomness: Randomness) -> CPS:
-        del iteration, randomness
-        return self
+        del randomness
+        return replace(self, eta=self.eta.at(iteration)) if isinstance(self.eta, Decay) else self
 
     def on(self, schedule: Schedule) -> kernels.Kernel:
         grid = _grid(self, schedule)
-        s, angle = grid.next_sigma, self.eta * math.pi / 2
+        eta = decays.settled(self.eta)
+        s, angle = grid.next_sigma, eta * math.pi / 2
         return _kernel(schedule, grid, noise=s * math.cos(angle), std=s * math.sin(angle))
 
 
@@ -164,9 +169,9 @@ def _kernel(schedule: Schedule, grid: FlowGrid, *, noise: Tensor, std: Tensor) -
     )
 
 
-def _check(num_steps: int, eta: float = 0.0) -> None:
+def _check(num_steps: int, eta: Level = 0.0) -> None:
     """Raises ValueError for settings that cannot be."""
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps}, expected at least 1")
-    if eta < 0:
+    if decays.settled(eta) < 0:
         raise ValueError(f"eta = {eta}, expected 0 (the ODE) or more")

@@ -20,7 +20,8 @@ class Window:
     """A sampler that draws at `size` neighbouring steps, and takes its deterministic step at all others.
 
     Only the window's steps have a density: they alone are stored and trained on, and a sample's reward is due
-    to their noise alone. Without an iteration (evaluation, drawing) the window is at `start`.
+    to their noise alone. Without an iteration (evaluation, drawing) the window is at `start`, and its noise,
+    if it falls, at its end.
     """
 
     sampler: DDIM | FlowSDE | DanceSDE | CPS = field(default_factory=DDIM)
@@ -72,13 +73,14 @@ class Window:
         return range(self.start, self.num_steps - self.size + 1, stride)
 
     def at(self, iteration: int, randomness: Randomness) -> Window:
-        """The window where it is at an iteration, fixed there."""
+        """The window where it is at an iteration, fixed there, over the sampler of that iteration."""
         moves = iteration // self.every
         if self.move == "random":
             start = randomness.at(moves).python().choice(self.places)
         else:
             start = self.places[moves % len(self.places)]
-        return replace(self, start=start, move="fixed", tail=self._tail(start))
+        inner = self.sampler.at(iteration, randomness)
+        return replace(self, sampler=inner, start=start, move="fixed", tail=self._tail(start))
 
     def on(self, schedule: Schedule) -> kernels.Kernel:
         """Also raises ValueError if the window would at some place have no step with a density."""

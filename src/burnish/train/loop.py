@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from burnish import decays
 from burnish.algorithms import Algorithm
 from burnish.experience import Task
 from burnish.lanes import side_by_side
@@ -97,6 +98,7 @@ def _iterate(
 ) -> Iteration:
     began = time.perf_counter()
     randomness = Randomness(seed).at("iteration", state.iteration)
+    levels = decays.moving(policy.sampler, state.iteration)
     policy = policy.at(state.iteration, Randomness(seed).at("sampler"))
     task = Task(policy, prompts, reward, training.samples, training.sample_batch)
     collection = algorithm.collect(task, memory=state.memory, randomness=randomness)
@@ -111,7 +113,7 @@ def _iterate(
         queries=state.queries,
         samples=collection.samples,
         rewards=collection.rewards,
-        metrics={**collection.metrics, **means},
+        metrics={**levels, **collection.metrics, **means},
         by_step=by_step,
         seconds={"collect": collected - began, "update": time.perf_counter() - collected},
     )
