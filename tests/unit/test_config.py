@@ -194,7 +194,7 @@ def test_a_table_without_a_name_is_of_the_default_class(tmp_path):
         ),
         (["--sampler.name", "dpm-solver"], "'dpm-solver'", "a sampler with noise"),
         (["--evaluation.sampler.name", "dpm"], "evaluation.sampler.name", "dpm-solver"),
-        (["--evaluation.sampler.order", "2"], "evaluation.sampler.name is missing", "dpm-solver"),
+        (["--evaluation.sampler.order", "2"], "evaluation.sampler.order", "no such key"),
         (
             ["--evaluation.sampler.name=dpm-solver", "--evaluation.sampler.order=4"],
             "evaluation.sampler.order",

@@ -2,6 +2,7 @@
 
 from burnish.samplers.ddim import DDIM as DDIM
 from burnish.samplers.ddpm import DDPM as DDPM
+from burnish.samplers.dpm import DPMSolver as DPMSolver
 from burnish.samplers.flow import CPS as CPS
 from burnish.samplers.flow import DanceSDE as DanceSDE
 from burnish.samplers.flow import FlowODE as FlowODE
