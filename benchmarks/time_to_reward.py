@@ -18,7 +18,8 @@ from typing import Any
 from sides import Side, burnish_side, of_kind, trl_side, write_prompts
 
 from burnish.algorithms.ddpo import DDPOIS, PerPrompt
-from burnish.config import Recipe, load_recipe
+from burnish.config import load_recipe
+from burnish.recipe import Recipe
 
 RISE = 2.0
 """Standard deviations of the base model's held-out rewards."""

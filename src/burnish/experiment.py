@@ -15,13 +15,15 @@ from typing import Any, cast
 import torch
 
 from burnish import report
-from burnish.config import ConfigError, Plugin, Recipe, dump, load_recipe
+from burnish.config import dump, load_recipe
 from burnish.environment import environment
 from burnish.evaluate import Evaluation, evaluate, spread
 from burnish.folder import RunFolder, append, keep_until, lines, write_json, write_samples
 from burnish.models import hub
 from burnish.policy import Policy, using
+from burnish.recipe import Plugin, Recipe
 from burnish.reward import Reward
+from burnish.tables import ConfigError
 from burnish.track.console import Console
 from burnish.train import checkpoint
 from burnish.train.loop import Iteration, train

@@ -16,8 +16,8 @@ from made_up import check_page
 from burnish.bench.cells import check_folders, is_finished, run_cells
 from burnish.bench.grid import load_grid
 from burnish.cli import main
-from burnish.config import ConfigError
 from burnish.folder import RunFolder, lines
+from burnish.tables import ConfigError
 
 GRID = """
 seeds = [0, 1]

@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from burnish.cli import main
-from burnish.config import ConfigError, load_recipe
+from burnish.config import load_recipe
 from burnish.experiment import run
 from burnish.folder import RunFolder, lines
 from burnish.reward import RewardError
+from burnish.tables import ConfigError
 
 SMALL = [
     "--sampler.num_steps=4",

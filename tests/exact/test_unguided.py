@@ -29,7 +29,7 @@ from burnish import rows
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
 from burnish.algorithms.exploration import Unguided
 from burnish.algorithms.grpo import GRPO
-from burnish.config import ConfigError, dump, load_recipe
+from burnish.config import dump, load_recipe
 from burnish.decays import LinearDecay
 from burnish.experience import Task
 from burnish.models.linear import Linear
@@ -37,6 +37,7 @@ from burnish.policy import Guided, Policy
 from burnish.randomness import Randomness
 from burnish.rollout import Trajectory, rollout
 from burnish.samplers.ddim import DDIM
+from burnish.tables import ConfigError
 from burnish.train.loop import train
 from burnish.train.settings import AdamW, Training
 from burnish.transitions import Gaussian, Mixture, towards

@@ -10,7 +10,7 @@ from worlds import ENDS_NOISY, PROMPTS, SHIFTED, Network, linear, nearness
 
 from burnish import decays
 from burnish.algorithms.ddpo import DDPOIS, WholeBatch
-from burnish.config import ConfigError, dump, load_recipe
+from burnish.config import dump, load_recipe
 from burnish.decays import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.policy import Policy, snapshot
 from burnish.randomness import Randomness
@@ -19,6 +19,7 @@ from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.samplers.flow import CPS, DanceSDE, FlowSDE
 from burnish.samplers.window import Window
+from burnish.tables import ConfigError
 from burnish.train.loop import train
 from burnish.train.settings import AdamW, Training
 from burnish.train.state import start

@@ -16,10 +16,11 @@ from burnish.algorithms.ddpo import WholeBatch
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
 from burnish.algorithms.sft import BestOf
-from burnish.config import Recipe, load_recipe
+from burnish.config import load_recipe
 from burnish.experience import Task
 from burnish.policy import Policy, snapshot
 from burnish.randomness import Randomness
+from burnish.recipe import Recipe
 from burnish.rollout import rollout
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM

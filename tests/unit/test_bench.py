@@ -21,9 +21,10 @@ from burnish.bench.intervals import first_reached, interval, t_quantile
 from burnish.bench.page import page, verdict
 from burnish.bench.summary import Summary, compare, path, summarise
 from burnish.bench.tables import markdown
-from burnish.config import ConfigError, dump
+from burnish.config import dump
 from burnish.folder import RunFolder
 from burnish.report.record import Record, read
+from burnish.tables import ConfigError
 
 # --- intervals -----------------------------------------------------------------------------------
 

@@ -9,12 +9,14 @@ import pytest
 
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
 from burnish.algorithms.draft import AlignProp
-from burnish.config import ConfigError, Plugin, dump, load_recipe, shipped
+from burnish.config import dump, load_recipe, shipped
+from burnish.recipe import Plugin
 from burnish.rewards.image import Compressibility
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.dpm import DPMSolver
 from burnish.samplers.flow import FlowODE, FlowSDE
 from burnish.samplers.window import Window
+from burnish.tables import ConfigError
 
 SOLVED = ["--algorithm.name=align-prop", "--reward.name=brightness", "--training.updates=1"]
 

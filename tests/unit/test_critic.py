@@ -12,13 +12,14 @@ from burnish.algorithms.critic import Critic
 from burnish.algorithms.ddpo import DDPOIS, DDPOSF
 from burnish.algorithms.dpok import DPOK
 from burnish.algorithms.exploration import Wider
-from burnish.config import ConfigError, dump, load_recipe
+from burnish.config import dump, load_recipe
 from burnish.decays import LinearDecay
 from burnish.experience import Task
 from burnish.policy import Policy
 from burnish.randomness import Randomness
 from burnish.rollout import Trajectory, rollout
 from burnish.samplers.ddim import DDIM
+from burnish.tables import ConfigError
 from burnish.train import checkpoint
 from burnish.train.loop import train
 from burnish.train.settings import AdamW, Training

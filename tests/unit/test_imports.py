@@ -14,7 +14,7 @@ import burnish.losses
 import burnish.rewards
 import burnish.samplers
 from burnish.algorithms import DDPOIS, ddpo
-from burnish.config import Plugin, Recipe
+from burnish.recipe import Plugin, Recipe
 from burnish.transitions import Gaussian
 
 

@@ -17,7 +17,7 @@ import burnish
 from burnish import image_list, rows
 from burnish.algorithms import endpoints
 from burnish.algorithms.dpo import OfflineDPO
-from burnish.config import ConfigError, load_recipe
+from burnish.config import load_recipe
 from burnish.experience import Task
 from burnish.images import from_pil, read_image, to_pil
 from burnish.policy import MediaEncoder, Policy, snapshot
@@ -25,6 +25,7 @@ from burnish.prompts import Prompt
 from burnish.randomness import Randomness
 from burnish.rollout import Samples
 from burnish.samplers.ddim import DDIM
+from burnish.tables import ConfigError
 from burnish.train import checkpoint
 from burnish.train.loop import train
 from burnish.train.settings import AdamW, Training

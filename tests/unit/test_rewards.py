@@ -7,8 +7,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from burnish.config import Plugin, Recipe
 from burnish.portraits.judge import load_judge
+from burnish.recipe import Plugin, Recipe
 from burnish.reward import RewardError, check_differentiable, differentiable, score
 from burnish.rewards.image import Brightness
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood

@@ -14,12 +14,13 @@ from worlds import PROMPTS, Network, linear
 
 from burnish import image_list, rows
 from burnish.algorithms.sft import SFT
-from burnish.config import ConfigError, load_recipe
+from burnish.config import load_recipe
 from burnish.experience import Task
 from burnish.images import read_image
 from burnish.policy import MediaEncoder, Policy
 from burnish.randomness import Randomness
 from burnish.samplers.ddim import DDIM
+from burnish.tables import ConfigError
 from burnish.train import checkpoint
 from burnish.train.loop import train
 from burnish.train.settings import AdamW, Training

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.bench.grid import Cell
-from burnish.config import Recipe
 from burnish.experiment import Stop, asked_to_stop, check_same
 from burnish.folder import RunFolder, lines
+from burnish.recipe import Recipe
 from burnish.track.cells import Cells
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from burnish.config import ConfigError, Recipe, build, merge, read_table, shipped_path
+from burnish.config import read_table, shipped_path
+from burnish.recipe import Recipe
+from burnish.tables import ConfigError, build, merge
 
 Fields = dict[str, Any]
 """A part of a recipe, as TOML has it."""

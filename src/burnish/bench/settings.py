@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from burnish.bench.grid import Cell
-from burnish.config import as_table
 from burnish.report.pieces import flat
+from burnish.tables import as_table
 
 ABSENT = "—"
 """The value of a key that a recipe does not have."""
