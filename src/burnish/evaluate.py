@@ -23,23 +23,37 @@ BLANK = 0.02
 class Evaluation:
     samples: Samples
     rewards: Float[Tensor, " batch"]
+    watched: Float[Tensor, " batch"] | None = None
+    """Of another reward, which is not optimised."""
 
     def summary(self) -> dict[str, float]:
-        """Rewards in their own unit; `diversity` and `blank` in [0, 1]."""
+        """Rewards in their own unit, `watched` as a mean; `diversity` and `blank` in [0, 1]."""
+        watched = {} if self.watched is None else {"watched": self.watched.double().mean().item()}
         return {
             **spread(self.rewards),
             "diversity": diversity(self.samples.media),
             "blank": blank_fraction(self.samples.media),
+            **watched,
         }
 
 
 def evaluate(
-    policy: Policy, prompts: Sequence[Prompt], reward: Reward, *, seed: int, batch: int
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    seed: int,
+    batch: int,
+    watched: Reward | None = None,
 ) -> Evaluation:
-    """One sample a prompt; the noise depends on `seed` only, never on the weights."""
+    """One sample a prompt; the noise depends on `seed` only, never on the weights.
+
+    watched: another reward to measure. Raises `RewardError`.
+    """
     trajectory = rollout(policy, prompts, Randomness(seed).at("evaluate"), batch)
     samples = decode(policy, trajectory.x0, prompts, batch)
-    return Evaluation(samples, score(reward, samples))
+    beside = None if watched is None else score(watched, samples)
+    return Evaluation(samples, score(reward, samples), beside)
 
 
 def spread(rewards: Float[Tensor, " batch"]) -> dict[str, float]:

@@ -39,12 +39,14 @@ class Experiment:
 
     policy: what is trained
     shown: the same denoiser under the sampler that evaluates and draws
+    watched: the reward that is measured beside, if any
     """
 
     recipe: Recipe
     policy: Policy
     shown: Policy
     reward: Reward
+    watched: Reward | None
 
     @property
     def denoiser(self) -> Any:
@@ -53,7 +55,8 @@ class Experiment:
 
 def assemble(recipe: Recipe) -> Experiment:
     """Load the model and resolve the plug-ins. Raises ValueError for what cannot be had."""
-    reward = resolve(recipe.reward)
+    reward, watched = resolve(recipe.reward), recipe.evaluation.watched
+    watched = None if watched is None else resolve(watched)
     model = recipe.model
     denoiser = hub.load(
         model.name,
@@ -65,7 +68,7 @@ def assemble(recipe: Recipe) -> Experiment:
     )
     policy = Policy(denoiser, recipe.sampler, storage=getattr(torch, model.dtype))
     shown = replace(policy, sampler=recipe.evaluation.sampler or recipe.sampler)
-    return Experiment(recipe, policy, shown, reward)
+    return Experiment(recipe, policy, shown, reward, watched)
 
 
 def resolve(reward: Any) -> Reward:
@@ -228,6 +231,7 @@ def held_out(experiment: Experiment) -> Evaluation:
         experiment.reward,
         seed=recipe.seed,
         batch=recipe.training.sample_batch,
+        watched=experiment.watched,
     )
 
 

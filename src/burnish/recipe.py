@@ -59,6 +59,16 @@ class Plugin:
     target: str
 
 
+Rewards = (
+    Compressibility
+    | Incompressibility
+    | Brightness
+    | PortraitAlignment
+    | PortraitLikelihood
+    | Plugin
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     every: int = 10
@@ -67,6 +77,9 @@ class Evaluation:
     """Held-out prompts, one sample each, always with the same noise."""
     sampler: Samplers | None = None
     """What draws them, and what `burnish sample` draws with; by default the sampler that is trained with."""
+    watched: Rewards | None = None
+    """A reward that is measured on the held-out samples and not optimised, such as the alignment with the
+    prompts: what the policy pays with."""
 
     def __post_init__(self) -> None:
         for name in ("every", "prompts"):
@@ -92,14 +105,7 @@ class Checkpoint:
 class Recipe:
     """Everything that a run depends on."""
 
-    reward: (
-        Compressibility
-        | Incompressibility
-        | Brightness
-        | PortraitAlignment
-        | PortraitLikelihood
-        | Plugin
-    )
+    reward: Rewards
     prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)

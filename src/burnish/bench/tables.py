@@ -54,7 +54,7 @@ def columns(comparison: Comparison, level: float) -> list[Column]:
             of=lambda each, name=name: _guard(each.guards.get(name), name),
             base=_guard(base.get(name), name),
         )
-        for name in ("diversity", "blank")
+        for name in ("diversity", "blank", "watched")
         if name in base
     ]
 

@@ -76,6 +76,9 @@ MEANINGS = {
         "Diversity", "RMS distance of pixels in 0–1", "Mean over all pairs of held-out samples."
     ),
     "blank": Meaning("Blank images", "fraction of images", "Held-out samples that hardly vary."),
+    "watched": Meaning(
+        "Watched reward", "mean of held-out samples", "Measured beside, and not optimised."
+    ),
 }
 """In the order of the page. A quantity that is not here is titled by its name."""
 
@@ -165,16 +168,18 @@ def _training_sentence(record: Record) -> str:
 
 
 def _guard_sentence(record: Record) -> str:
-    """Diversity, and blank images, of the held-out samples."""
+    """Diversity, the watched reward, and blank images, of the held-out samples."""
     evaluated = [line for line in record.lines if line.held_out]
     if not evaluated:
         return ""
     first, last = evaluated[0], evaluated[-1]
     parts = []
-    if "diversity" in first.guards and "diversity" in last.guards:
-        before, after = first.guards["diversity"], last.guards["diversity"]
-        change = f"{before:.2f} → {after:.2f}" if len(evaluated) > 1 else f"{before:.2f}"
-        parts.append(f"diversity of the held-out samples {change}")
+    told = {"diversity": "diversity of the held-out samples", "watched": "their watched reward"}
+    for name, title in told.items():
+        if name in first.guards and name in last.guards:
+            before, after = first.guards[name], last.guards[name]
+            change = f"{before:.2f} → {after:.2f}" if len(evaluated) > 1 else f"{before:.2f}"
+            parts.append(f"{title} {change}")
     if "blank" in last.guards:
         parts.append(_blank(last))
     text = "; ".join(parts)

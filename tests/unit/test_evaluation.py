@@ -1,4 +1,4 @@
-"""Held-out images and `burnish sample` are drawn by the sampler that the recipe names for them."""
+"""Held-out images: which sampler draws them, and what is measured on them beside the reward."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from burnish.draw import draw, side_by_side
 from burnish.folder import RunFolder
 from burnish.images import to_pil
 from burnish.policy import Policy
+from burnish.reward import RewardError
+from burnish.rewards.image import Brightness, Incompressibility
 from burnish.rollout import sample
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.dpm import DPMSolver
@@ -28,7 +30,7 @@ def model(tmp_path_factory) -> Path:
     return tiny.stable_diffusion(tmp_path_factory.mktemp("tiny"))
 
 
-def built(model: Path, *, solver: bool) -> experiment.Experiment:
+def built(model: Path, *, solver: bool = False, watched: str = "") -> experiment.Experiment:
     overrides = [
         f"--model.name={model}",
         "--model.device=cpu",
@@ -42,8 +44,9 @@ def built(model: Path, *, solver: bool) -> experiment.Experiment:
         "--evaluation.sampler.num_steps=3",
         "--evaluation.sampler.order=1",
     ]
+    watch = [f"--evaluation.watched.name={watched}"] if watched else []
     return experiment.assemble(
-        load_recipe("compressibility", overrides + (chosen if solver else []))
+        load_recipe("compressibility", overrides + (chosen if solver else []) + watch)
     )
 
 
@@ -79,3 +82,20 @@ def test_before_and_after_are_drawn_by_it_too(model, tmp_path):
     with Image.open(path) as written:
         assert written.tobytes() == side_by_side([image, image]).tobytes()
     assert to_pil(image).tobytes() != to_pil(other).tobytes()
+
+
+def test_a_watched_reward_is_measured_on_the_held_out_samples(model):
+    found = experiment.held_out(built(model, watched="incompressibility"))
+    kilobytes = Incompressibility()(found.samples).double().mean().item()
+    assert found.summary()["watched"] == pytest.approx(kilobytes)
+    assert found.summary()["mean"] == pytest.approx(Brightness()(found.samples).mean().item())
+    assert "watched" not in experiment.held_out(built(model)).summary()
+
+
+def test_a_watched_reward_that_fails_stops_the_evaluation_too(model):
+    with pytest.raises(RewardError, match="not_a_number"):
+        experiment.held_out(built(model, watched=f"{__name__}:not_a_number"))
+
+
+def not_a_number(samples):
+    return torch.full((len(samples),), torch.nan)
