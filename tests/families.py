@@ -57,7 +57,7 @@ STABLE_DIFFUSION = Family(
     part="unet",
     ode=burnish.DDIM(num_steps=4, eta=0.0),
     sde=burnish.DDIM(num_steps=4, eta=1.0),
-    frozen=lambda denoiser: (denoiser.text_encoder, denoiser.vae),
+    frozen=lambda denoiser: (denoiser.family.text_encoder, denoiser.vae),
 )
 
 
@@ -72,8 +72,8 @@ def stable_diffusion_3(*, t5: bool, **settings: Any) -> Family:
         ode=FlowODE(num_steps=4),
         sde=FlowSDE(num_steps=4),
         frozen=lambda denoiser: (
-            *(encoder for _, encoder in denoiser.texts.clips),
-            *([denoiser.texts.t5[1]] if denoiser.texts.t5 else []),
+            *(encoder for _, encoder in denoiser.family.texts.clips),
+            *([denoiser.family.texts.t5[1]] if denoiser.family.texts.t5 else []),
             denoiser.vae,
         ),
     )
@@ -122,7 +122,7 @@ class Model:
 
     def network(self, denoiser: Any) -> nn.Module:
         """The one that is trained."""
-        return getattr(denoiser, self.family.part)
+        return denoiser.family.network
 
 
 def trained(policy: burnish.Policy) -> burnish.Policy:

@@ -68,9 +68,11 @@ def test_a_folded_adapter_has_the_output_and_the_gradient_of_peft(model):
         return output, torch.autograd.grad(output.square().sum(), denoiser.parameters())
 
     folded, folded_gradient = output_and_gradient()
-    denoiser.unet.set_attn_processor(AttnProcessor2_0())
+    denoiser.family.network.set_attn_processor(AttnProcessor2_0())
     texts = denoiser.encode(["", "", "red hair", "a person"])["embedding"]
-    u, c = denoiser.unet(torch.cat([x, x]), torch.cat([time, time]), texts).sample.chunk(2)
+    u, c = denoiser.family.network(torch.cat([x, x]), torch.cat([time, time]), texts).sample.chunk(
+        2
+    )
     output = u + 3.0 * (c - u)
     gradient = torch.autograd.grad(output.square().sum(), denoiser.parameters())
     assert torch.allclose(folded, output, atol=1e-5)

@@ -74,7 +74,7 @@ def test_one_token_for_256_zeros_has_the_output_and_the_gradient_of_all_of_them(
     """In float64, so that nothing but a wrong formula exceeds 1e-11; all weights have a gradient."""
     model = folders(t5=False, transformer=transformer)
     denoiser = model.policy(guidance=1.0, trainable=Full()).denoiser
-    denoiser.transformer.double()
+    denoiser.family.network.double()
     for ours, theirs in _output_and_gradient(denoiser):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * theirs.abs().max().item())
 
@@ -97,14 +97,14 @@ def test_in_half_precision_one_token_for_256_is_as_near_to_the_truth_as_all_of_t
     rest, so the mean error over 4096 numbers is that of diffusers within a tenth."""
     model = folders(t5=False, transformer=transformer)
     denoiser = model.policy(guidance=1.0, dtype="bfloat16").denoiser
-    exact = copy.deepcopy(denoiser.transformer).double()
+    exact = copy.deepcopy(denoiser.family.network).double()
     x = SEED.normal(range(64), denoiser.event_shape).bfloat16()
     time, cond = torch.full((64,), 500.0), denoiser.encode(["red hair"] * 64)
     with torch.no_grad():
         ours = denoiser.predict(x, time, cond)
         theirs, truth = (
             _by_diffusers(network, x, time, _written_out(denoiser, cond))
-            for network in (denoiser.transformer, exact)
+            for network in (denoiser.family.network, exact)
         )
     errors = [(each.double() - truth).abs().mean() for each in (ours, theirs)]
     assert errors[0] < 1.1 * errors[1]
@@ -112,12 +112,12 @@ def test_in_half_precision_one_token_for_256_is_as_near_to_the_truth_as_all_of_t
 
 def _output_and_gradient(denoiser):
     """Pairs (of burnish, of diffusers): the output for `TEXTS`, then the gradient in x and in each weight."""
-    dtype = denoiser.transformer.dtype
+    dtype = denoiser.family.network.dtype
     cond = {name: each.to(dtype) for name, each in denoiser.encode(TEXTS).items()}
     x = SEED.normal(range(2), denoiser.event_shape).to(dtype).requires_grad_()
     time = torch.tensor([900.0, 20.0])
     ours = denoiser.predict(x, time, cond)
-    theirs = _by_diffusers(denoiser.transformer, x, time, _written_out(denoiser, cond))
+    theirs = _by_diffusers(denoiser.family.network, x, time, _written_out(denoiser, cond))
     inputs = [x, *denoiser.parameters()]
     gradients = [torch.autograd.grad(each.square().sum(), inputs) for each in (ours, theirs)]
     return [(ours, theirs), *zip(*gradients, strict=True)]
@@ -133,7 +133,7 @@ def _by_diffusers(network, x, time, cond):
 
 def _written_out(denoiser, cond):
     """With the last token as often as it counts."""
-    embedding, repeats = cond["embedding"], denoiser.texts.repeats
+    embedding, repeats = cond["embedding"], denoiser.family.texts.repeats
     last = embedding[:, -1:].expand(-1, repeats, -1)
     assert repeats == 1 or last.count_nonzero() == 0
     return {**cond, "embedding": torch.cat([embedding[:, :-1], last], dim=1)}
@@ -144,7 +144,7 @@ def test_t5_is_read_if_the_pipeline_names_it_and_only_then(folders, tmp_path):
     index = json.loads((folder / "model_index.json").read_text())
     without = {**index, "text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(without))
-    assert burnish.load(str(folder)).texts.t5 is None
+    assert burnish.load(str(folder)).family.texts.t5 is None
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(folder / "text_encoder_3")
     with pytest.raises(OSError, match="no file"):

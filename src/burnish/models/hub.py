@@ -56,8 +56,12 @@ def load(
     check(trainable, dtype)
     folder = locate(name)
     family = _family(folder)
+
+    from burnish.models import latent
+
     with _quiet():
-        return family(
+        return latent.load(
+            family,
             str(folder),
             guidance=guidance,
             trainable=trainable,

@@ -1,25 +1,19 @@
-"""Stable Diffusion 3 and 3.5: two CLIP text encoders, T5 if it is there, transformer, VAE; flow matching.
-
-The components are called; the pipeline's own `__call__` is neither copied nor patched.
-"""
+"""Stable Diffusion 3 and 3.5: two CLIP text encoders, T5 if it is there, transformer; flow matching."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from torch import Tensor
-from torch.nn import Parameter
 from transformers import (
     AutoTokenizer,
     CLIPTextModelWithProjection,
@@ -28,11 +22,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from burnish.models import autoencoder
-from burnish.models.guidance import guided_and_not
 from burnish.models.joint_attention import JointAttention
 from burnish.models.placed import placed
-from burnish.models.trainable import Trainable, load_weights, prepare, save_weights
+from burnish.models.tokens import tokens
 from burnish.policy import Cond
 from burnish.schedules import FlowSchedule
 
@@ -73,7 +65,9 @@ class Texts:
         """embedding: (batch, length, width); pooled: (batch, sum of the CLIPs' projections)"""
         longest = self.clips[0][0].model_max_length  # of both, as in the pipeline
         found = [
-            encoder(_tokens(tokenizer, prompts, longest, encoder.device), output_hidden_states=True)
+            encoder(
+                tokens(tokenizer, prompts, longest).to(encoder.device), output_hidden_states=True
+            )
             for tokenizer, encoder in self.clips
         ]
         clip = torch.cat([each.hidden_states[-2] for each in found], dim=-1)
@@ -87,54 +81,27 @@ class Texts:
         if self.t5 is None:
             return clip.new_zeros(len(prompts), 1, self.width)
         tokenizer, encoder = self.t5
-        return encoder(_tokens(tokenizer, prompts, T5_TOKENS, encoder.device))[0].to(clip.dtype)
+        return encoder(tokens(tokenizer, prompts, T5_TOKENS).to(encoder.device))[0].to(clip.dtype)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StableDiffusion3:
-    """A `Denoiser` in the VAE's latent space, with classifier-free guidance inside `predict`.
+    """The family's own part of a `LatentModel`."""
 
-    guidance: weight w of u + w (c - u) (Ho & Salimans 2022); at 1 the unconditional pass is left out
-    """
+    texts: Texts
+    network: SD3Transformer2DModel
+    schedule: FlowSchedule
 
-    def __init__(
-        self,
-        *,
-        texts: Texts,
-        transformer: SD3Transformer2DModel,
-        vae: AutoencoderKL,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        guidance: float,
-        trainable: Trainable,
-        seed: int,
-    ) -> None:
-        self.texts = texts
-        self.transformer = transformer
-        self.vae = vae
-        self.schedule = schedule_of(scheduler)
-        self.guidance = guidance
-        self.trainable = trainable
-        self._parameters = prepare(transformer, trainable, seed)
-        transformer.set_attn_processor(JointAttention())  # type: ignore[arg-type]
-        self._unconditional = self.encode([""])
-
-    @property
-    def event_shape(self) -> tuple[int, int, int]:
-        size = self.transformer.config["sample_size"]
-        return (self.transformer.config["in_channels"], size, size)
+    part: ClassVar[str] = "transformer"
+    pipeline: ClassVar[type] = StableDiffusion3Pipeline
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """As `Texts.encode`."""
         return self.texts.encode(prompts)
 
-    def predict(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return self.predict_both(x, time, cond)[0]
-
-    def predict_both(self, x: Tensor, time: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        return guided_and_not(self._network, x, time, cond, self._unconditional, self.guidance)
-
-    def _network(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return self.transformer(
-            hidden_states=x.to(self.transformer.dtype),
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return self.network(
+            hidden_states=x.to(self.network.dtype),
             timestep=time,
             encoder_hidden_states=cond["embedding"],
             pooled_projections=cond["pooled"],
@@ -142,58 +109,19 @@ class StableDiffusion3:
             return_dict=False,
         )[0]
 
-    def decode(self, x: Tensor) -> Tensor:
-        return autoencoder.decode(self.vae, x)
 
-    @property
-    def media_shape(self) -> tuple[int, int, int]:
-        return autoencoder.media_shape(self.vae, self.event_shape)
-
-    def encode_media(self, media: Tensor) -> Tensor:
-        return autoencoder.encode(self.vae, media)
-
-    def parameters(self) -> list[Parameter]:
-        return self._parameters
-
-    def save(self, folder: Path) -> None:
-        """For `pipe.load_lora_weights`, or `SD3Transformer2DModel.from_pretrained`: see `save_weights`."""
-        save_weights(
-            self.transformer,
-            self.trainable,
-            folder,
-            part="transformer",
-            pipeline=StableDiffusion3Pipeline,
-        )
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote back into the trainable weights."""
-        load_weights(self.transformer, self.trainable, folder, part="transformer")
-
-
-def load(
-    folder: str,
-    *,
-    guidance: float,
-    trainable: Trainable,
-    dtype: torch.dtype,
-    device: torch.device,
-    seed: int,
-) -> StableDiffusion3:
-    """From a pipeline folder. The text encoders and the transformer run in `dtype`, the VAE in float32."""
+def load(folder: str, *, dtype: torch.dtype, device: torch.device) -> StableDiffusion3:
+    """From a pipeline's folder; the networks run in `dtype`."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     transformer = SD3Transformer2DModel.from_pretrained(
         folder, subfolder="transformer", torch_dtype=dtype
     )
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    transformer.set_attn_processor(JointAttention())  # type: ignore[arg-type]
     return StableDiffusion3(
         texts=_texts(folder, transformer.config["joint_attention_dim"], dtype, device),
-        transformer=placed(transformer, device),
-        vae=placed(vae, device),
-        scheduler=scheduler,
-        guidance=guidance,
-        trainable=trainable,
-        seed=seed,
+        network=placed(transformer, device),
+        schedule=schedule_of(scheduler),
     )
 
 
@@ -219,17 +147,6 @@ def _has_t5(folder: str) -> bool:
     """Whether the pipeline says so: a T5 that it names and that is not there is a fault, not a choice."""
     parts: Any = StableDiffusion3Pipeline.load_config(folder)
     return parts.get("text_encoder_3", (None, None))[1] is not None
-
-
-def _tokens(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device) -> Tensor:
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return tokens.input_ids.to(device)
 
 
 def schedule_of(scheduler: FlowMatchEulerDiscreteScheduler) -> FlowSchedule:
