@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from made_up import check_page, make_run, rewrite
 
+import burnish
 from burnish.bench import settings
 from burnish.bench.grid import Cell, load_grid
 from burnish.bench.intervals import first_reached, interval, t_quantile
@@ -145,10 +146,18 @@ def test_cells_come_seed_by_seed_so_that_what_is_done_first_compares_all(tmp_pat
     assert [each.seed for each in cells] == [0] * 4 + [1] * 4
 
 
-def test_the_shipped_grid_is_valid_and_compares_the_papers_algorithms():
-    grid, cells = load_grid("paper")
-    assert len(cells) == 3 * 8 * 3
-    assert {"ddpo-is", "ddpo-sf", "rwr", "rwr-sparse"} <= set(grid.algorithms)
+@pytest.mark.parametrize("path", sorted((Path(burnish.__file__).parent / "grids").glob("*.toml")))
+def test_a_shipped_grid_is_valid(path):
+    grid, cells = load_grid(path.stem)
+    assert len(cells) == len(grid.rewards) * len(grid.algorithms) * len(grid.seeds)
+
+
+def test_the_papers_comparison_is_whole():
+    grid, _ = load_grid("paper")
+    assert set(grid.rewards) == {"compressibility", "incompressibility", "portrait-alignment"}
+    papers = {"ddpo-is", "ddpo-sf", "rwr", "rwr-sparse"}
+    assert papers | {"grpo", "nft", "awm", "dpo", "best-of"} == set(grid.algorithms)
+    assert len(grid.seeds) >= 3
 
 
 @pytest.mark.parametrize(
