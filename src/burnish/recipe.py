@@ -20,6 +20,7 @@ from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
 from burnish.algorithms.sft import SFT, BestOf
+from burnish.animals import Animals
 from burnish.decays import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
@@ -106,7 +107,7 @@ class Recipe:
     """Everything that a run depends on."""
 
     reward: Rewards
-    prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
+    prompts: Portraits | Listed | PromptFile | Animals = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: Samplers = field(default_factory=DDIM)
@@ -207,6 +208,7 @@ def _check_window(train_steps: int | tuple[int, ...] | None, window: Window) -> 
 
 NAMES: Mapping[type, str] = {
     AlignProp: "align-prop",
+    Animals: "animals",
     AWM: "awm",
     BestOf: "best-of",
     Brightness: "brightness",
