@@ -27,6 +27,11 @@ from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
 from burnish.rewards.image import Brightness, Compressibility, Incompressibility
+from burnish.rewards.learned.aesthetic import Aesthetic
+from burnish.rewards.learned.clip_score import CLIPScore
+from burnish.rewards.learned.hps_v2 import HPSv2
+from burnish.rewards.learned.image_reward import ImageReward
+from burnish.rewards.learned.pick_score import PickScore
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
@@ -66,6 +71,11 @@ Rewards = (
     | Brightness
     | PortraitAlignment
     | PortraitLikelihood
+    | Aesthetic
+    | CLIPScore
+    | PickScore
+    | HPSv2
+    | ImageReward
     | Plugin
 )
 
@@ -207,11 +217,13 @@ def _check_window(train_steps: int | tuple[int, ...] | None, window: Window) -> 
 
 
 NAMES: Mapping[type, str] = {
+    Aesthetic: "aesthetic",
     AlignProp: "align-prop",
     Animals: "animals",
     AWM: "awm",
     BestOf: "best-of",
     Brightness: "brightness",
+    CLIPScore: "clip-score",
     Compressibility: "compressibility",
     CosineDecay: "cosine",
     CPS: "cps",
@@ -231,6 +243,8 @@ NAMES: Mapping[type, str] = {
     FlowSDE: "flow-sde",
     Full: "full",
     GRPO: "grpo",
+    HPSv2: "hps-v2",
+    ImageReward: "image-reward",
     Incompressibility: "incompressibility",
     LinearDecay: "linear",
     Listed: "list",
@@ -238,6 +252,7 @@ NAMES: Mapping[type, str] = {
     NFT: "nft",
     OfflineDPO: "offline-dpo",
     PerPrompt: "per-prompt",
+    PickScore: "pick-score",
     PortraitAlignment: "portrait-alignment",
     PortraitLikelihood: "portrait-likelihood",
     Portraits: "portraits",
