@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from burnish import experiment
+from burnish.animals import Animals
 from burnish.config import load_recipe
 from burnish.folder import RunFolder
 from burnish.images import to_pil
@@ -339,6 +341,14 @@ def loaded(reward: Any) -> list[nn.Module]:
         scorer = reward._scorer()
         return [scorer.vision, scorer.text, scorer.head]
     return [reward._towers().network]
+
+
+def test_the_recipe_of_the_docs_can_be_read(tmp_path):
+    page = Path(__file__).parents[2] / "docs/rewards-learned.md"
+    (text,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "aesthetic.toml").write_text(text, encoding="utf-8")
+    recipe = load_recipe(str(tmp_path / "aesthetic.toml"))
+    assert (recipe.reward, recipe.prompts) == (Aesthetic(), Animals())
 
 
 # --- weights that cannot be had ----------------------------------------------------------------------

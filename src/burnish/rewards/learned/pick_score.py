@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickScore:
-    """Logit scale times cos of the embeddings of image and prompt (Kirstain et al. 2023), mostly 15 to 25.
+    """Logit scale times cos of the embeddings of image and prompt (Kirstain et al. 2023), mostly 18 to 24.
 
     A CLIP-H trained on which of two images people picked for a prompt. In nats: the difference of two
     images' scores is the log-odds that the first is picked. Differentiable.

@@ -2,8 +2,8 @@
 
 The processors of transformers work on 8-bit images by Pillow. Here everything is float: the same filter
 (bicubic with a = -0.5, widened where the image shrinks), without Pillow's rounding to 8 bits before, between
-and after its two passes. The results differ by less than 1.2 of 255 levels
-(measured in tests/exact/test_learned_rewards.py).
+and after its two passes. Of 8-bit images the results differ by less than 1.2 of 255 levels
+(tests/exact/test_learned_rewards.py).
 """
 
 from __future__ import annotations
