@@ -158,6 +158,8 @@ def blip(folder: Path) -> str:
             **_norm(f"{layer}output.LayerNorm", 16),
         }
     weights = _drawn(shapes)
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        weights[f"{vision}{name}"] *= 0.02  # so small that LayerNorm's epsilon is seen
     weights |= {f"mlp.{name}": value for name, value in head(16).state_dict().items()}
     weights[f"{text}embeddings.position_ids"] = torch.arange(40)[None]
     weights["blip.vision_proj.weight"] = torch.zeros(4, 128)  # there, and not used

@@ -34,13 +34,14 @@ class Prepares(Protocol):
 
 def prepare(reward: Reward) -> None:
     """Make a reward that `Prepares` ready, before anything is drawn for it. Raises `RewardError`."""
+    name = name_of(reward)
     if not isinstance(reward, Prepares):
         return
     try:
         reward.prepare()
     except Exception as error:
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise RewardError(f"reward {name_of(reward)!r} cannot be made ready: {told}") from error
+        raise RewardError(f"reward {name!r} cannot be made ready: {told}") from error
 
 
 def name_of(reward: Reward) -> str:

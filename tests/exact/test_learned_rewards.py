@@ -379,7 +379,7 @@ def test_missing_weights_are_told_with_the_reward_and_what_to_do(name):
 def test_a_run_tells_of_them_before_its_first_evaluation(field, tmp_path):
     overrides = [f"--{field}.name=clip-score", f"--{field}.model=no/such model"]
     recipe = load_recipe("compressibility", [*overrides, "--model.device=cpu"])
-    with pytest.raises(RewardError, match="'CLIPScore'"):
+    with pytest.raises(RewardError, match="'CLIPScore' cannot be made ready"):
         experiment.run(recipe, RunFolder(tmp_path / "run"), resume=False)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
