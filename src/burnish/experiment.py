@@ -22,7 +22,7 @@ from burnish.folder import RunFolder, append, keep_until, lines, write_json, wri
 from burnish.models import hub
 from burnish.policy import Policy, using
 from burnish.recipe import Plugin, Recipe
-from burnish.reward import Reward
+from burnish.reward import Reward, prepare
 from burnish.tables import ConfigError
 from burnish.track.console import Console
 from burnish.train import checkpoint
@@ -93,6 +93,9 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool) -> bool:
     """
     _prepare(recipe, folder, resume=resume)
     experiment = assemble(recipe)
+    for reward in (experiment.reward, experiment.watched):
+        if reward is not None:
+            prepare(reward)
     averaged = recipe.training.ema is not None
     state = start(experiment.denoiser, recipe.optimizer, averaged=averaged)
     checkpoint.restore(state, folder.checkpoints)

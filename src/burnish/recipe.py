@@ -20,12 +20,18 @@ from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.nft import NFT
 from burnish.algorithms.rwr import RWR, RWRSparse
 from burnish.algorithms.sft import SFT, BestOf
+from burnish.animals import Animals
 from burnish.decays import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
 from burnish.rewards.image import Brightness, Compressibility, Incompressibility
+from burnish.rewards.learned.aesthetic import Aesthetic
+from burnish.rewards.learned.clip_score import CLIPScore
+from burnish.rewards.learned.hps_v2 import HPSv2
+from burnish.rewards.learned.image_reward import ImageReward
+from burnish.rewards.learned.pick_score import PickScore
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
@@ -65,6 +71,11 @@ Rewards = (
     | Brightness
     | PortraitAlignment
     | PortraitLikelihood
+    | Aesthetic
+    | CLIPScore
+    | PickScore
+    | HPSv2
+    | ImageReward
     | Plugin
 )
 
@@ -106,7 +117,7 @@ class Recipe:
     """Everything that a run depends on."""
 
     reward: Rewards
-    prompts: Portraits | Listed | PromptFile = field(default_factory=Portraits)
+    prompts: Portraits | Listed | PromptFile | Animals = field(default_factory=Portraits)
     model: Model = field(default_factory=Model)
     trainable: LoRA | Full = field(default_factory=LoRA)
     sampler: Samplers = field(default_factory=DDIM)
@@ -206,10 +217,13 @@ def _check_window(train_steps: int | tuple[int, ...] | None, window: Window) -> 
 
 
 NAMES: Mapping[type, str] = {
+    Aesthetic: "aesthetic",
     AlignProp: "align-prop",
+    Animals: "animals",
     AWM: "awm",
     BestOf: "best-of",
     Brightness: "brightness",
+    CLIPScore: "clip-score",
     Compressibility: "compressibility",
     CosineDecay: "cosine",
     CPS: "cps",
@@ -229,6 +243,8 @@ NAMES: Mapping[type, str] = {
     FlowSDE: "flow-sde",
     Full: "full",
     GRPO: "grpo",
+    HPSv2: "hps-v2",
+    ImageReward: "image-reward",
     Incompressibility: "incompressibility",
     LinearDecay: "linear",
     Listed: "list",
@@ -236,6 +252,7 @@ NAMES: Mapping[type, str] = {
     NFT: "nft",
     OfflineDPO: "offline-dpo",
     PerPrompt: "per-prompt",
+    PickScore: "pick-score",
     PortraitAlignment: "portrait-alignment",
     PortraitLikelihood: "portrait-likelihood",
     Portraits: "portraits",

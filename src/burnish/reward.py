@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,28 @@ Reward = Callable[[Samples], Tensor]
 
 
 class RewardError(ValueError):
-    """A reward raised, or returned something other than one finite number a sample."""
+    """A reward raised, cannot be made ready, or returned something other than one finite number a sample."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """What a reward may have besides, if it needs something that can be missing, such as weights."""
+
+    def prepare(self) -> None:
+        """Fetch and load it. A second call does nothing. Raises whatever tells why it cannot be had."""
+        ...
+
+
+def prepare(reward: Reward) -> None:
+    """Make a reward that `Prepares` ready, before anything is drawn for it. Raises `RewardError`."""
+    name = name_of(reward)
+    if not isinstance(reward, Prepares):
+        return
+    try:
+        reward.prepare()
+    except Exception as error:
+        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise RewardError(f"reward {name!r} cannot be made ready: {told}") from error
 
 
 def name_of(reward: Reward) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import worlds
 
-from burnish.reward import RewardError, check_differentiable, differentiable, score
+import burnish
+from burnish.policy import Policy
+from burnish.reward import RewardError, check_differentiable, differentiable, prepare, score
 from burnish.rollout import Samples
 
 SAMPLES = Samples(
@@ -156,3 +159,54 @@ def test_a_gradient_that_does_not_come_from_the_image_is_none():
 def test_asking_for_a_gradient_leaves_the_samples_as_they_were():
     check_differentiable(lambda samples: samples.media[:, 0, 0, 0], SAMPLES)
     assert not SAMPLES.media.requires_grad
+
+
+class Lazy:
+    """Has what it needs only after `prepare`."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.ready = error, False
+
+    def prepare(self):
+        if self.error is not None:
+            raise self.error
+        self.ready = True
+
+    def __call__(self, samples):
+        assert self.ready
+        return place(samples)
+
+
+def test_a_reward_that_prepares_is_made_ready_and_one_that_does_not_is_left():
+    lazy = Lazy()
+    prepare(lazy)
+    assert score(lazy, SAMPLES).tolist() == [0, 1, 2, 3]
+    prepare(place)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("get them there"), "get them there"),
+        (KeyError("weights"), "KeyError: 'weights'"),
+    ],
+)
+def test_one_that_cannot_be_made_ready_is_named_with_its_reason(error, told):
+    with pytest.raises(RewardError) as caught:
+        prepare(Lazy(error))
+    assert str(caught.value) == f"reward 'Lazy' cannot be made ready: {told}"
+    assert caught.value.__cause__ is error
+
+
+def test_training_makes_the_reward_ready_before_it_draws():
+    lazy = Lazy(KeyError("weights"))
+    policy = Policy(worlds.linear(), burnish.DDIM(num_steps=2, eta=1.0))
+    with pytest.raises(RewardError, match="'Lazy' cannot be made ready"):
+        next(burnish.train(policy, burnish.DDPOIS(), NeverDrawn(), lazy))
+
+
+class NeverDrawn:
+    def draw(self, *_):
+        raise AssertionError("a prompt was drawn")
+
+    held_out = draw

@@ -9,7 +9,7 @@ import torch
 
 from burnish.portraits.judge import load_judge
 from burnish.recipe import Plugin, Recipe
-from burnish.reward import RewardError, check_differentiable, differentiable, score
+from burnish.reward import Prepares, RewardError, check_differentiable, differentiable, score
 from burnish.rewards.image import Brightness
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.rollout import Samples
@@ -75,8 +75,11 @@ def test_a_step_along_its_gradient_makes_a_portrait_likelier(portraits):
 
 
 BUILT_IN = [
-    each for each in get_args(get_type_hints(Recipe)["reward"]) if not issubclass(each, Plugin)
+    each
+    for each in get_args(get_type_hints(Recipe)["reward"])
+    if not issubclass(each, Plugin | Prepares)
 ]
+"""Those that need nothing; the others are in exact/test_learned_rewards.py."""
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)

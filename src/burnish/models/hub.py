@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from burnish.models.placed import device_named
 from burnish.models.trainable import LoRA, Trainable, check
 from burnish.portraits import FLOW_PIPELINE, PIPELINE
 
@@ -66,7 +67,7 @@ def load(
             guidance=guidance,
             trainable=trainable,
             dtype=getattr(torch, dtype),
-            device=torch.device(_best_device() if device == "auto" else device),
+            device=device_named(device),
             seed=seed,
         )
 
@@ -129,9 +130,3 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

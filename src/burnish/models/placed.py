@@ -1,4 +1,4 @@
-"""A frozen network on its device."""
+"""A frozen network on its device, and which device that is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import torch
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def device_named(name: str) -> torch.device:
+    """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def placed(network: Network, device: torch.device) -> Network:

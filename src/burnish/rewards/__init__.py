@@ -7,5 +7,10 @@ found out when it is first asked.
 from burnish.rewards.image import Brightness as Brightness
 from burnish.rewards.image import Compressibility as Compressibility
 from burnish.rewards.image import Incompressibility as Incompressibility
+from burnish.rewards.learned.aesthetic import Aesthetic as Aesthetic
+from burnish.rewards.learned.clip_score import CLIPScore as CLIPScore
+from burnish.rewards.learned.hps_v2 import HPSv2 as HPSv2
+from burnish.rewards.learned.image_reward import ImageReward as ImageReward
+from burnish.rewards.learned.pick_score import PickScore as PickScore
 from burnish.rewards.portraits import PortraitAlignment as PortraitAlignment
 from burnish.rewards.portraits import PortraitLikelihood as PortraitLikelihood

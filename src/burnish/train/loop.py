@@ -21,7 +21,7 @@ from burnish.lanes import side_by_side
 from burnish.policy import Policy
 from burnish.prompts import PromptSource
 from burnish.randomness import Randomness
-from burnish.reward import Reward
+from burnish.reward import Reward, prepare
 from burnish.rollout import Samples
 from burnish.rows import Rows
 from burnish.train.settings import AdamW, Training, check
@@ -80,6 +80,7 @@ def train(
     training = training or Training()
     optimizer = optimizer or AdamW()
     check(algorithm, training)
+    prepare(reward)
     if state is None:
         state = start(policy.denoiser, optimizer, averaged=training.ema is not None)
     while state.iteration < training.iterations:
