@@ -25,8 +25,16 @@ from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
-from burnish.rewards.image import Brightness, Compressibility, Incompressibility
+from burnish.rewards.files import (
+    Compressibility,
+    Incompressibility,
+    WebPCompressibility,
+    WebPIncompressibility,
+)
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.reference import Similarity, StructuralSimilarity
+from burnish.rewards.statistics import Brightness, Colourfulness, Contrast, Entropy, Sharpness
+from burnish.rewards.symmetry import MirrorSymmetry, RotationSymmetry
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.samplers.dpm import DPMSolver
@@ -62,7 +70,17 @@ class Plugin:
 Rewards = (
     Compressibility
     | Incompressibility
+    | WebPCompressibility
+    | WebPIncompressibility
     | Brightness
+    | Contrast
+    | Colourfulness
+    | Sharpness
+    | Entropy
+    | MirrorSymmetry
+    | RotationSymmetry
+    | Similarity
+    | StructuralSimilarity
     | PortraitAlignment
     | PortraitLikelihood
     | Plugin
@@ -210,7 +228,9 @@ NAMES: Mapping[type, str] = {
     AWM: "awm",
     BestOf: "best-of",
     Brightness: "brightness",
+    Colourfulness: "colourfulness",
     Compressibility: "compressibility",
+    Contrast: "contrast",
     CosineDecay: "cosine",
     CPS: "cps",
     Critic: "critic",
@@ -224,6 +244,7 @@ NAMES: Mapping[type, str] = {
     DPO: "dpo",
     DPOK: "dpok",
     DRaFT: "draft",
+    Entropy: "entropy",
     ExponentialDecay: "exponential",
     FlowODE: "flow-ode",
     FlowSDE: "flow-sde",
@@ -233,6 +254,7 @@ NAMES: Mapping[type, str] = {
     LinearDecay: "linear",
     Listed: "list",
     LoRA: "lora",
+    MirrorSymmetry: "mirror-symmetry",
     NFT: "nft",
     OfflineDPO: "offline-dpo",
     PerPrompt: "per-prompt",
@@ -241,10 +263,16 @@ NAMES: Mapping[type, str] = {
     Portraits: "portraits",
     PromptFile: "file",
     ReFL: "refl",
+    RotationSymmetry: "rotation-symmetry",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",
+    Sharpness: "sharpness",
+    Similarity: "similarity",
+    StructuralSimilarity: "structural-similarity",
     Unguided: "unguided",
+    WebPCompressibility: "webp-compressibility",
+    WebPIncompressibility: "webp-incompressibility",
     WholeBatch: "whole-batch",
     Wider: "wider",
     Window: "window",
