@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from burnish.algorithms.awm import AWM
@@ -120,6 +121,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    folder: str
+    """Where rewards are kept on disk, for this run and others; it is made if there is none."""
+
+    def __post_init__(self) -> None:
+        if Path(self.folder).exists() and not Path(self.folder).is_dir():
+            raise ValueError(f"folder = {self.folder!r} is a file, expected a folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that a run depends on."""
 
@@ -150,6 +161,8 @@ class Recipe:
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    cache: Cache | None = None
+    """Of rewards, the watched one's too; none by default."""
     seed: int = 0
     """Of every random draw of the run."""
 
