@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import signal
 import sqlite3
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -351,29 +351,30 @@ def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path):
 
 
 def test_a_writer_that_is_killed_leaves_whole_entries_or_none(tmp_path):
+    """Each writer is killed at once after its third round, so somewhere in its fourth."""
+    heard, told = os.pipe()
+
     def write():
         cached = Cached(reward=redness, folder=str(tmp_path))
         for i in range(100_000):
             score(cached, replace(SAMPLES, prompts=(f"round {i}",) * MANY))
+            if cached.counts.take()["computed"]:
+                os.write(told, b".")
 
-    def rounds() -> int:
-        if not (tmp_path / FILE).exists():
-            return 0
-        with kept(tmp_path) as database:
-            return database.execute("SELECT count(*) FROM rewards").fetchone()[0] // MANY
-
-    for already in (0, 3):  # the second writer goes on from what the first has left
+    for _ in range(2):  # the second goes on from what the first has left
         writer = forked(write)
-        deadline = time.monotonic() + 30
-        while rounds() < already + 3 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        for _ in range(3):
+            assert select.select([heard], [], [], 60)[0]  # else it has died
+            os.read(heard, 1)
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
+        while select.select([heard], [], [], 0)[0]:
+            os.read(heard, 1)
     with kept(tmp_path) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         count = database.execute("SELECT count(*) FROM rewards").fetchone()[0]
     assert count % MANY == 0
-    assert count >= 3 * MANY
+    assert count >= 6 * MANY
     cached = Cached(reward=redness, folder=str(tmp_path))
     for i in range(count // MANY):
         asked = replace(SAMPLES, prompts=(f"round {i}",) * MANY)
