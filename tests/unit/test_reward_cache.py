@@ -125,14 +125,11 @@ def test_a_key_does_not_depend_on_the_order_of_metadata_or_on_the_batch():
     assert len(set(keys(redness, SAMPLES))) == MANY
 
 
-def test_rewards_are_told_apart_by_where_they_are_defined_their_settings_and_their_version():
-    later = Asked()
-    later.version = 2
+def test_rewards_are_told_apart_by_where_they_are_defined_and_their_settings():
     rewards = [
         redness,
         Asked(),
         Asked(2.0),
-        later,
         Brightness(),
         Compressibility(),
         Incompressibility(),
@@ -142,6 +139,15 @@ def test_rewards_are_told_apart_by_where_they_are_defined_their_settings_and_the
     found = [keys(reward, ONE)[0] for reward in rewards]
     assert len(set(found)) == len(rewards)
     assert found == [keys(reward, ONE)[0] for reward in rewards]
+
+
+def test_a_reward_of_another_version_is_another_reward(monkeypatch):
+    before = [keys(reward, ONE) for reward in (redness, Twin())]
+    monkeypatch.setattr(redness, "version", 2)
+    monkeypatch.setattr(Twin, "version", "1b")
+    after = [keys(reward, ONE) for reward in (redness, Twin())]
+    assert before[0] != after[0]
+    assert before[1] != after[1]
 
 
 def test_a_reference_image_is_known_by_its_content(tmp_path):
