@@ -22,7 +22,7 @@ from burnish.algorithms.ddpo import PerPrompt, WholeBatch
 from burnish.evaluate import evaluate, spread
 from burnish.models.trainable import LoRA
 from burnish.prompts import Prompt
-from burnish.rewards.image import Compressibility
+from burnish.rewards.files import Compressibility
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

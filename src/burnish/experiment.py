@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -22,7 +23,8 @@ from burnish.folder import RunFolder, append, keep_until, lines, write_json, wri
 from burnish.models import hub
 from burnish.policy import Policy, using
 from burnish.recipe import Plugin, Recipe
-from burnish.reward import Reward, prepare
+from burnish.reward import Reward, is_deterministic, name_of, prepare
+from burnish.reward_cache import Cached, Counts
 from burnish.tables import ConfigError
 from burnish.track.console import Console
 from burnish.train import checkpoint
@@ -40,6 +42,7 @@ class Experiment:
     policy: what is trained
     shown: the same denoiser under the sampler that evaluates and draws
     watched: the reward that is measured beside, if any
+    counts: of the cache that both share, if the recipe has one
     """
 
     recipe: Recipe
@@ -47,6 +50,7 @@ class Experiment:
     shown: Policy
     reward: Reward
     watched: Reward | None
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def denoiser(self) -> Any:
@@ -55,8 +59,9 @@ class Experiment:
 
 def assemble(recipe: Recipe) -> Experiment:
     """Load the model and resolve the plug-ins. Raises ValueError for what cannot be had."""
-    reward, watched = resolve(recipe.reward), recipe.evaluation.watched
-    watched = None if watched is None else resolve(watched)
+    counts, watched = Counts(), recipe.evaluation.watched
+    reward = _cached(resolve(recipe.reward), recipe, counts)
+    watched = None if watched is None else _cached(resolve(watched), recipe, counts)
     model = recipe.model
     denoiser = hub.load(
         model.name,
@@ -68,7 +73,7 @@ def assemble(recipe: Recipe) -> Experiment:
     )
     policy = Policy(denoiser, recipe.sampler, storage=getattr(torch, model.dtype))
     shown = replace(policy, sampler=recipe.evaluation.sampler or recipe.sampler)
-    return Experiment(recipe, policy, shown, reward, watched)
+    return Experiment(recipe, policy, shown, reward, watched, counts)
 
 
 def resolve(reward: Any) -> Reward:
@@ -83,6 +88,19 @@ def resolve(reward: Any) -> Reward:
     if not callable(found):
         raise ConfigError(f"reward.name = {reward.target!r} is not a function")
     return cast(Reward, found)
+
+
+def _cached(reward: Reward, recipe: Recipe, counts: Counts) -> Reward:
+    """The reward under the recipe's cache, if it has one. Raises ValueError if it cannot be cached."""
+    if recipe.cache is None:
+        return reward
+    if not is_deterministic(reward):
+        warnings.warn(
+            f"cache: reward {name_of(reward)!r} is not deterministic; it is asked anew each time",
+            stacklevel=2,
+        )
+        return reward
+    return Cached(reward=reward, folder=recipe.cache.folder, counts=counts)
 
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool) -> bool:
@@ -126,10 +144,12 @@ def _prepare(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
 
 
 def check_same(recipe: Recipe, folder: RunFolder) -> None:
-    """Only the number of iterations may change when a run goes on, and not to fewer than it has done."""
+    """Only the cache and the number of iterations may change when a run goes on, and the latter not to fewer
+    than it has done."""
     before = load_recipe(str(folder.recipe))
     iterations = recipe.training.iterations
-    before = replace(before, training=replace(before.training, iterations=iterations))
+    training = replace(before.training, iterations=iterations)
+    before = replace(before, training=training, cache=recipe.cache)
     if before != recipe:
         old, new = dump(before).splitlines(), dump(recipe).splitlines()
         changed = [line for line in new if line not in old] or ["(a field was left out)"]
@@ -179,7 +199,7 @@ def _record_base(experiment: Experiment, state: State, folder: RunFolder, consol
     line: dict[str, Any] = {"iteration": 0, "queries": 0}
     seconds = _evaluate_into(line, experiment, state, folder, console)
     append(folder.metrics, line)
-    append(folder.timing, {"iteration": 0, "evaluate": seconds})
+    _time(experiment, folder, {"iteration": 0, "evaluate": seconds})
 
 
 def _record(
@@ -205,7 +225,13 @@ def _record(
         shown = folder.samples("train", done.number)
         write_samples(shown, done.samples[:SHOWN], done.rewards[:SHOWN])
     append(folder.metrics, line)
-    append(folder.timing, timing)
+    _time(experiment, folder, timing)
+
+
+def _time(experiment: Experiment, folder: RunFolder, line: dict[str, Any]) -> None:
+    """Write what depends on more than the recipe: seconds, and what the cache knew."""
+    cache = {} if experiment.recipe.cache is None else {"cache": experiment.counts.take()}
+    append(folder.timing, {**line, **cache})
 
 
 def _evaluate_into(

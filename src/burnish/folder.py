@@ -3,7 +3,7 @@
 recipe.toml          the resolved recipe: every field, also those left at their default
 environment.json     package versions, git hash, machine
 metrics.jsonl        one line an iteration; line 0 is the base model; bitwise repeatable
-timing.jsonl         seconds of each iteration, by part
+timing.jsonl         seconds of each iteration, by part; samples that the cache of rewards answered for
 samples/held-out-N/  images after N iterations, with index.jsonl (prompt, reward, file)
 samples/train-N/     the first training samples of iteration N, likewise
 checkpoints/N/       all that is needed to go on

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from burnish.algorithms.awm import AWM
@@ -26,13 +27,21 @@ from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
-from burnish.rewards.image import Brightness, Compressibility, Incompressibility
+from burnish.rewards.files import (
+    Compressibility,
+    Incompressibility,
+    WebPCompressibility,
+    WebPIncompressibility,
+)
 from burnish.rewards.learned.aesthetic import Aesthetic
 from burnish.rewards.learned.clip_score import CLIPScore
 from burnish.rewards.learned.hps_v2 import HPSv2
 from burnish.rewards.learned.image_reward import ImageReward
 from burnish.rewards.learned.pick_score import PickScore
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.reference import Similarity, StructuralSimilarity
+from burnish.rewards.statistics import Brightness, Colourfulness, Contrast, Entropy, Sharpness
+from burnish.rewards.symmetry import MirrorSymmetry, RotationSymmetry
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.samplers.dpm import DPMSolver
@@ -68,7 +77,17 @@ class Plugin:
 Rewards = (
     Compressibility
     | Incompressibility
+    | WebPCompressibility
+    | WebPIncompressibility
     | Brightness
+    | Contrast
+    | Colourfulness
+    | Sharpness
+    | Entropy
+    | MirrorSymmetry
+    | RotationSymmetry
+    | Similarity
+    | StructuralSimilarity
     | PortraitAlignment
     | PortraitLikelihood
     | Aesthetic
@@ -113,6 +132,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    folder: str
+    """Where rewards are kept on disk, for this run and others; it is made if there is none."""
+
+    def __post_init__(self) -> None:
+        if Path(self.folder).exists() and not Path(self.folder).is_dir():
+            raise ValueError(f"folder = {self.folder!r} is a file, expected a folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that a run depends on."""
 
@@ -143,6 +172,8 @@ class Recipe:
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    cache: Cache | None = None
+    """Of rewards, the watched one's too; none by default."""
     seed: int = 0
     """Of every random draw of the run."""
 
@@ -224,7 +255,9 @@ NAMES: Mapping[type, str] = {
     BestOf: "best-of",
     Brightness: "brightness",
     CLIPScore: "clip-score",
+    Colourfulness: "colourfulness",
     Compressibility: "compressibility",
+    Contrast: "contrast",
     CosineDecay: "cosine",
     CPS: "cps",
     Critic: "critic",
@@ -238,6 +271,7 @@ NAMES: Mapping[type, str] = {
     DPO: "dpo",
     DPOK: "dpok",
     DRaFT: "draft",
+    Entropy: "entropy",
     ExponentialDecay: "exponential",
     FlowODE: "flow-ode",
     FlowSDE: "flow-sde",
@@ -249,6 +283,7 @@ NAMES: Mapping[type, str] = {
     LinearDecay: "linear",
     Listed: "list",
     LoRA: "lora",
+    MirrorSymmetry: "mirror-symmetry",
     NFT: "nft",
     OfflineDPO: "offline-dpo",
     PerPrompt: "per-prompt",
@@ -258,10 +293,16 @@ NAMES: Mapping[type, str] = {
     Portraits: "portraits",
     PromptFile: "file",
     ReFL: "refl",
+    RotationSymmetry: "rotation-symmetry",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",
+    Sharpness: "sharpness",
+    Similarity: "similarity",
+    StructuralSimilarity: "structural-similarity",
     Unguided: "unguided",
+    WebPCompressibility: "webp-compressibility",
+    WebPIncompressibility: "webp-incompressibility",
     WholeBatch: "whole-batch",
     Wider: "wider",
     Window: "window",

@@ -48,6 +48,12 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "__name__", None) or type(reward).__name__
 
 
+def is_deterministic(reward: Reward) -> bool:
+    """Whether the reward of a sample is a function of that sample alone, as it is unless the reward says
+    `deterministic = False`."""
+    return getattr(reward, "deterministic", True)
+
+
 def score(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
     """The rewards of `samples`, float32, on the CPU, without gradient. Raises `RewardError`."""
     return _asked(reward, samples).detach()
@@ -85,10 +91,12 @@ def _asked(reward: Reward, samples: Samples) -> Tensor:
         values = reward(samples)
     except Exception as error:
         raise RewardError(_blame(reward, samples, error)) from error
-    return _checked(values, reward, samples)
+    return checked(values, reward, samples)
 
 
-def _checked(values: object, reward: Reward, samples: Samples) -> Tensor:
+def checked(values: object, reward: Reward, samples: Samples) -> Tensor:
+    """What the reward returned, float32, on the CPU. Raises `RewardError` unless it is one finite number a
+    sample."""
     name = name_of(reward)
     try:
         tensor = torch.as_tensor(values, dtype=torch.float32).cpu()

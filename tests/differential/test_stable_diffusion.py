@@ -27,7 +27,7 @@ from burnish.experience import Task
 from burnish.models.stable_diffusion import schedule_of
 from burnish.models.trainable import Full, LoRA
 from burnish.policy import using
-from burnish.rewards.image import Brightness
+from burnish.rewards.statistics import Brightness
 
 
 @pytest.fixture(scope="module")

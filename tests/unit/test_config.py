@@ -11,7 +11,7 @@ from burnish.algorithms.ddpo import DDPOIS, DDPOSF, WholeBatch
 from burnish.algorithms.draft import AlignProp
 from burnish.config import dump, load_recipe, shipped
 from burnish.recipe import Plugin
-from burnish.rewards.image import Compressibility
+from burnish.rewards.files import Compressibility
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.dpm import DPMSolver
 from burnish.samplers.flow import FlowODE, FlowSDE

@@ -15,7 +15,7 @@ from burnish.policy import Policy
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
 from burnish.reward import RewardError
-from burnish.rewards.image import Compressibility
+from burnish.rewards.files import Compressibility
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.window import Window
 from burnish.train.loop import train

@@ -16,7 +16,8 @@ from burnish.folder import RunFolder
 from burnish.images import to_pil
 from burnish.policy import Policy
 from burnish.reward import RewardError
-from burnish.rewards.image import Brightness, Incompressibility
+from burnish.rewards.files import Incompressibility
+from burnish.rewards.statistics import Brightness
 from burnish.rollout import sample
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.dpm import DPMSolver

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
+from burnish.images import to_pil
 from burnish.portraits.judge import load_judge
 from burnish.recipe import Plugin, Recipe
 from burnish.reward import Prepares, RewardError, check_differentiable, differentiable, score
-from burnish.rewards.image import Brightness
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.statistics import Brightness
 from burnish.rollout import Samples
 
 COLOURS = {
@@ -82,13 +84,22 @@ BUILT_IN = [
 """Those that need nothing; the others are in exact/test_learned_rewards.py."""
 
 
-@pytest.mark.parametrize("kind", BUILT_IN)
-def test_a_reward_says_truly_whether_its_gradient_reaches_the_image(kind, portraits):
-    if kind.differentiable:
-        check_differentiable(kind(), portraits)
+@pytest.fixture(params=BUILT_IN)
+def built_in(request, tmp_path):
+    """Each built-in reward; those that ask for an image file have one."""
+    if not any(each.name == "path" for each in fields(request.param)):
+        return request.param()
+    path = tmp_path / "reference.png"
+    to_pil(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))).save(path)
+    return request.param(path=str(path))
+
+
+def test_a_reward_says_truly_whether_its_gradient_reaches_the_image(built_in, portraits):
+    if built_in.differentiable:
+        check_differentiable(built_in, portraits)
     else:
         with pytest.raises(RewardError):
-            check_differentiable(kind(), portraits)
+            check_differentiable(built_in, portraits)
 
 
 def test_the_judge_is_read_from_disk_once(portraits):

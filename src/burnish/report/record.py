@@ -181,7 +181,7 @@ def _by_step(values: Mapping[str, float]) -> Mapping[int, float]:
 
 
 def _parts(line: Mapping[str, Any]) -> Mapping[str, float]:
-    return {name: seconds for name, seconds in line.items() if name != "iteration"}
+    return {name: each for name, each in line.items() if name not in ("iteration", "cache")}
 
 
 def _held_out(folder: RunFolder, last: int) -> Mapping[int, tuple[Sample, ...]]:

@@ -8,10 +8,20 @@ from burnish.report import charts
 
 UNITS = {
     "brightness": "mean luma in 0–1",
+    "colourfulness": "M3 in 0–298",
     "compressibility": "minus kB of JPEG",
+    "contrast": "std of luma",
+    "entropy": "bits",
     "incompressibility": "kB of JPEG",
+    "mirror-symmetry": "minus mean difference",
     "portrait-alignment": "share of attributes",
     "portrait-likelihood": "nats per attribute",
+    "rotation-symmetry": "minus mean difference",
+    "sharpness": "variance of the Laplacian",
+    "similarity": "minus mean squared difference",
+    "structural-similarity": "SSIM",
+    "webp-compressibility": "minus kB of WebP",
+    "webp-incompressibility": "kB of WebP",
 }
 """Of the shipped rewards; any other is in its own unit."""
 

@@ -4,9 +4,10 @@ Those of burnish say by `differentiable` whether their gradient reaches the imag
 found out when it is first asked.
 """
 
-from burnish.rewards.image import Brightness as Brightness
-from burnish.rewards.image import Compressibility as Compressibility
-from burnish.rewards.image import Incompressibility as Incompressibility
+from burnish.rewards.files import Compressibility as Compressibility
+from burnish.rewards.files import Incompressibility as Incompressibility
+from burnish.rewards.files import WebPCompressibility as WebPCompressibility
+from burnish.rewards.files import WebPIncompressibility as WebPIncompressibility
 from burnish.rewards.learned.aesthetic import Aesthetic as Aesthetic
 from burnish.rewards.learned.clip_score import CLIPScore as CLIPScore
 from burnish.rewards.learned.hps_v2 import HPSv2 as HPSv2
@@ -14,3 +15,12 @@ from burnish.rewards.learned.image_reward import ImageReward as ImageReward
 from burnish.rewards.learned.pick_score import PickScore as PickScore
 from burnish.rewards.portraits import PortraitAlignment as PortraitAlignment
 from burnish.rewards.portraits import PortraitLikelihood as PortraitLikelihood
+from burnish.rewards.reference import Similarity as Similarity
+from burnish.rewards.reference import StructuralSimilarity as StructuralSimilarity
+from burnish.rewards.statistics import Brightness as Brightness
+from burnish.rewards.statistics import Colourfulness as Colourfulness
+from burnish.rewards.statistics import Contrast as Contrast
+from burnish.rewards.statistics import Entropy as Entropy
+from burnish.rewards.statistics import Sharpness as Sharpness
+from burnish.rewards.symmetry import MirrorSymmetry as MirrorSymmetry
+from burnish.rewards.symmetry import RotationSymmetry as RotationSymmetry

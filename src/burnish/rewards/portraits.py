@@ -22,6 +22,7 @@ class PortraitAlignment:
     """
 
     differentiable: ClassVar[bool] = False
+    version: ClassVar[int] = 1
 
     def __call__(self, samples: Samples) -> Tensor:
         return _judge().accuracy(samples.media, list(samples.metadata))
@@ -35,6 +36,7 @@ class PortraitLikelihood:
     """
 
     differentiable: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     def __call__(self, samples: Samples) -> Tensor:
         return _judge().log_likelihood(samples.media, list(samples.metadata))
