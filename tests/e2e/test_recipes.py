@@ -9,8 +9,9 @@ from burnish.config import load_recipe, shipped
 from burnish.experiment import run
 from burnish.folder import RunFolder, lines
 
-RISE = 2.0
-"""Standard deviations of the base model's rewards by which a recipe lifts training and held-out means."""
+RISE = {"compressibility": 2.0, "brightness-draft": 2.0}
+"""Standard deviations of the base model's rewards by which a recipe lifts training and held-out means, as its
+first lines say; 1 for those that show one algorithm each."""
 
 
 @pytest.mark.slow
@@ -22,6 +23,6 @@ def test_a_shipped_recipe_lifts_training_and_held_out_reward(name, tmp_path):
     trained = [line["reward"] for line in recorded[1:]]
     held_out = [line["held_out"] for line in recorded if "held_out" in line]
     for first, last in ((trained[0], trained[-1]), (held_out[0], held_out[-1])):
-        assert last["mean"] >= first["mean"] + RISE * first["std"]
+        assert last["mean"] >= first["mean"] + RISE.get(name, 1.0) * first["std"]
     assert held_out[-1]["blank"] == 0
     assert held_out[-1]["diversity"] > 0.25 * held_out[0]["diversity"]
