@@ -27,6 +27,7 @@ from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
 from burnish.rewards.image import Brightness, Compressibility, Incompressibility
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.remote import Remote
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.samplers.dpm import DPMSolver
@@ -65,6 +66,7 @@ Rewards = (
     | Brightness
     | PortraitAlignment
     | PortraitLikelihood
+    | Remote
     | Plugin
 )
 
@@ -241,6 +243,7 @@ NAMES: Mapping[type, str] = {
     Portraits: "portraits",
     PromptFile: "file",
     ReFL: "refl",
+    Remote: "remote",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",

@@ -9,3 +9,4 @@ from burnish.rewards.image import Compressibility as Compressibility
 from burnish.rewards.image import Incompressibility as Incompressibility
 from burnish.rewards.portraits import PortraitAlignment as PortraitAlignment
 from burnish.rewards.portraits import PortraitLikelihood as PortraitLikelihood
+from burnish.rewards.remote import Remote as Remote
