@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -90,6 +90,10 @@ def odd(answer: Callable[[str], bytes | None]) -> Iterator[str]:
     held: list[socket.socket] = []
 
     def speak(connection: socket.socket) -> None:
+        with suppress(OSError):
+            converse(connection)
+
+    def converse(connection: socket.socket) -> None:
         file = connection.makefile("rb")
         while words := file.readline().split():
             length = 0
@@ -113,7 +117,7 @@ def odd(answer: Callable[[str], bytes | None]) -> Iterator[str]:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        yield "http://127.0.0.1:{}".format(listener.getsockname()[1])
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()

@@ -316,9 +316,9 @@ def _decoded(file: bytes, at: int) -> Float[Tensor, "3 height width"]:
         if len(inflater.decompress(packed, size + 1)) != size or not inflater.eof:
             raise ValueError("it has not the pixels that its size takes")
         # Nothing else that the file may hold (texts, profiles, animation) comes to the decoder.
-        header = file[len(_PNG) - 4 : len(_PNG) + _IHDR.size]
-        plain = _PNG[:12] + header + _checked(header) + _chunk(b"IDAT", packed)
-        with Image.open(io.BytesIO(plain + _chunk(b"IEND", b"")), formats=["PNG"]) as image:
+        header = file[len(_PNG) : len(_PNG) + _IHDR.size]
+        plain = _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+        with Image.open(io.BytesIO(_PNG[:8] + plain), formats=["PNG"]) as image:
             return from_pil(image)
     except (SyntaxError, Image.DecompressionBombError, *_BROKEN) as error:
         raise WireError("image", f"image {at} cannot be read: {error}") from error
@@ -337,8 +337,5 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + _checked(kind + content)
-
-
-def _checked(content: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(content))
+    checked = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checked
