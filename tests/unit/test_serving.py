@@ -184,6 +184,7 @@ def test_so_many_calls_of_a_reward_run_at_once_as_were_allowed(at_once, most):
 
     with offered(watched, at_once=at_once) as running:
         score(remote(running.url, batch=1, concurrency=6), numbered(6))
+        assert said(running.url, head(None, line=GET))[1]["answered"] == 6
     assert max(seen) == most
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from burnish.rollout import Samples
 
 
@@ -57,10 +58,10 @@ class Remote:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 or more")
 
-    def __call__(self, samples: Samples) -> Sequence[float]:
+    def __call__(self, samples: Samples) -> Tensor:
         from burnish.serving.client import ask
 
-        return ask(self, samples)
+        return samples.media.new_tensor(ask(self, samples))
 
 
 def _check_address(server: str) -> None:

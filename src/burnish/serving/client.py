@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from torch import Tensor
+
 import burnish
 from burnish.reward import RewardError, Unanswered, name_of
 from burnish.rollout import Samples
@@ -51,7 +53,7 @@ class Settings(Protocol):
     def token_variable(self) -> str | None: ...
     @property
     def on_failure(self) -> Literal["stop", "drop"]: ...
-    def __call__(self, samples: Samples) -> Sequence[float]: ...
+    def __call__(self, samples: Samples) -> Tensor: ...
 
 
 def ask(settings: Settings, samples: Samples) -> list[float]:
@@ -151,9 +153,7 @@ class _Fleet:
         self._changed = threading.Condition()
         self._sockets: set[socket.socket] = set()
         self._over = False
-        self._random = (
-            random.Random()
-        )  # the operating system's; a run's own randomness stays untouched
+        self._random = random.Random()  # of its own: the run's randomness stays as it is
 
     def stop(self) -> None:
         """End all that is under way, and close what is open."""
@@ -310,6 +310,7 @@ class _Fleet:
         try:
             if connection.sock is None:
                 connection.connect()
+            assert isinstance(connection.sock, socket.socket)
             left = self._settings.timeout - (time.monotonic() - began)
             with self._watched(connection.sock, left, late):
                 status, answer = self._said(connection, method, path, body, most, server)

@@ -88,6 +88,7 @@ class RewardServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._answered = 0
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -98,6 +99,15 @@ class RewardServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def url(self) -> str:
         host, port = self.server_address[:2]
         return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
+
+    @property
+    def answered(self) -> int:
+        """Samples that it has given rewards of."""
+        return self._answered
+
+    def count(self, answered: int) -> None:
+        with self._lock:
+            self._answered += answered
 
     def wait(self) -> None:
         """Until it is closed."""
@@ -165,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "ready": True,  # the reward was built before the port was open
                 "reward": dict(offer.about),
                 "max_bytes": offer.max_bytes,
+                "answered": self.server.answered,
             }
         )
 
@@ -174,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self._gone():  # it has asked another server by now, or will ask again
                 raise ConnectionAbortedError("the client did not wait for its turn")
             rewards = score(self.server.offer.reward, samples)
+        self.server.count(len(rewards))
         return wire.encode_rewards(rewards.tolist())
 
     def _respond(self, pages: Mapping[str, Callable[[], bytes]]) -> None:
