@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -221,33 +223,28 @@ def test_a_wrong_token_is_told_without_it(monkeypatch):
 def test_a_server_that_hangs_is_left_when_its_time_is_over():
     with odd(lambda path: None) as server:
         began = time.monotonic()
-        with pytest.raises(RewardError, match=r"no answer within 0\.2 s"):
+        with pytest.raises(RewardError, match=r"no whole answer within 0\.2 s"):
             score(remote(server, timeout=0.2, retries=1), numbered(1))
         assert 0.4 <= time.monotonic() - began < 2
 
 
 def test_a_server_that_trickles_is_left_when_its_time_is_over():
     """Each byte comes within the time limit, but the answer does not."""
-    import socket
-
     listener = socket.create_server(("127.0.0.1", 0))
-    done = threading.Event()
 
     def trickle():
         connection, _ = listener.accept()
-        while not done.wait(0.05):
-            try:
+        with connection, suppress(OSError):
+            for _ in range(40):
+                time.sleep(0.05)
                 connection.sendall(b"H")
-            except OSError:
-                return
 
     threading.Thread(target=trickle, daemon=True).start()
     began = time.monotonic()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(RewardError, match=r"within 0\.3 s"):
         score(remote(url, timeout=0.3, retries=0), numbered(1))
-    assert time.monotonic() - began < 2
-    done.set()
+    assert time.monotonic() - began < 1.5
     listener.close()
 
 
@@ -271,7 +268,7 @@ def test_a_failure_ends_what_others_are_waiting_for():
     with odd(answer) as server:
         began = time.monotonic()
         with pytest.raises(RewardError, match="404"):
-            score(remote(server, batch=1, timeout=30.0, concurrency=2), numbered(4))
+            score(remote(server, batch=1, timeout=6.0, concurrency=2), numbered(4))
     assert time.monotonic() - began < 2
 
 
