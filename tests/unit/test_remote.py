@@ -24,8 +24,14 @@ from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.rwr import RWR
 from burnish.config import dump, load_recipe
 from burnish.policy import Policy
-from burnish.reward import RewardError, Unanswered, score, score_answered
-from burnish.rewards import Remote
+from burnish.reward import (
+    RewardError,
+    Unanswered,
+    check_differentiable,
+    score,
+    score_answered,
+)
+from burnish.rewards import Brightness, Remote
 from burnish.samplers.ddim import DDIM
 from burnish.tables import ConfigError
 from burnish.train.loop import train
@@ -119,6 +125,12 @@ def test_waiting_and_spreading_draw_nothing_from_the_runs_randomness(monkeypatch
     after = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert np.array_equal(before[1], after[1])
+
+
+def test_no_gradient_comes_over_the_wire_and_none_is_claimed():
+    assert not Remote.differentiable
+    with offered(Brightness()) as server, pytest.raises(RewardError, match="no gradient"):
+        check_differentiable(remote(server.url), numbered(1))
 
 
 # --- servers that fail ---------------------------------------------------------------------------
