@@ -23,7 +23,9 @@ from burnish.algorithms.draft import DRaFT
 from burnish.algorithms.grpo import GRPO
 from burnish.algorithms.rwr import RWR
 from burnish.config import dump, load_recipe
+from burnish.experience import Task, act
 from burnish.policy import Policy
+from burnish.randomness import Randomness
 from burnish.reward import (
     RewardError,
     Unanswered,
@@ -443,6 +445,20 @@ def test_with_a_dropped_sample_goes_its_group(algorithm):
     assert torch.equal(done.rewards, whole.rewards[kept])
     assert done.metrics["dropped"] == 4
     assert done.metrics["groups_without_spread"] == 0
+
+
+def test_what_is_left_are_the_chains_samples_and_rewards_of_the_same_places():
+    def reward(_):
+        raise Unanswered("some are missing", reward, {1: 1.0, 4: 4.0, 2: 2.0})
+
+    policy = Policy(linear(), DDIM(num_steps=3))
+    prompts = PROMPTS.draw(6, Randomness(0))
+    whole = act(Task(policy, PROMPTS, lambda samples: range(6), 6, 6), prompts, Randomness(1))
+    left = act(Task(policy, PROMPTS, reward, 6, 6), prompts, Randomness(1))
+    assert left.rewards.tolist() == [1.0, 2.0, 4.0]
+    assert torch.equal(left.samples.media, whole.samples.media[[1, 2, 4]])
+    assert torch.equal(left.trajectory.states, whole.trajectory.states[:, [1, 2, 4]])
+    assert torch.equal(left.trajectory.log_prob, whole.trajectory.log_prob[:, [1, 2, 4]])
 
 
 def test_a_group_that_was_drawn_anew_and_dropped_replaces_none():
