@@ -12,7 +12,7 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if all is well, 2 for a user's mistake, 130 if interrupted."""
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command != "train":
+    if rest and options.command not in ("train", "serve-reward"):
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -74,6 +74,28 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw the HTML report of a run")
     report.add_argument("run", type=Path, help="run folder")
 
+    serve = commands.add_parser(
+        "serve-reward",
+        allow_abbrev=False,  # else a setting of the reward could be taken for the start of an option
+        help="offer a reward over HTTP",
+        description="Offer a reward over HTTP, for recipes whose reward is `remote`. Any setting of the "
+        "reward can be given: --quality 90",
+    )
+    serve.add_argument(
+        "reward", help="name, module:attribute, or a .toml file with a table [reward]"
+    )
+    serve.add_argument("--port", type=int, required=True, help="0 for any that is free")
+    serve.add_argument("--host", default="127.0.0.1", help="address (default: this machine alone)")
+    token = serve.add_mutually_exclusive_group()
+    token.add_argument(
+        "--token-file", type=Path, help="file with the token that clients must bring"
+    )
+    token.add_argument("--token-variable", help="environment variable with the token")
+    serve.add_argument("--max-bytes", type=int, help="largest request (default: 128 MiB)")
+    serve.add_argument(
+        "--at-once", type=int, default=1, help="calls of the reward at a time (default 1)"
+    )
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one whole")
     recipes.add_argument("name", nargs="?", help="show this one with all its fields")
     return parser
@@ -127,6 +149,36 @@ def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _serve_reward(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from burnish.config import load_reward
+
+    reward = load_reward(options.reward, overrides)
+
+    from burnish.experiment import resolve
+    from burnish.serving import server, tokens
+    from burnish.tables import as_table
+
+    token = None
+    if options.token_file is not None:
+        token = tokens.from_file(options.token_file)
+    elif options.token_variable is not None:
+        token = tokens.from_variable(options.token_variable)
+    offer = server.Offer(
+        reward=resolve(reward),
+        about=as_table(reward),
+        token=token,
+        max_bytes=server.MAX_BYTES if options.max_bytes is None else options.max_bytes,
+        at_once=options.at_once,
+    )
+    with server.serving(offer, options.host, options.port) as running:
+        print(f"Reward {offer.about['name']} at {running.url}; Ctrl-C ends it", flush=True)
+        try:
+            running.wait()
+        except KeyboardInterrupt:
+            print("Stopped.")
+    return 0
+
+
 def _recipes(options: argparse.Namespace, rest: Sequence[str]) -> int:
     del rest
     from burnish.config import dump, load_recipe, recipe_path, shipped
@@ -145,5 +197,6 @@ _COMMANDS = {
     "sample": _sample,
     "bench": _bench,
     "report": _report,
+    "serve-reward": _serve_reward,
     "recipes": _recipes,
 }

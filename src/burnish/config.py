@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from burnish.recipe import Recipe
+from burnish.recipe import Recipe, Rewards
 from burnish.tables import ConfigError, as_table, build, merge, nearest
 
 
@@ -27,6 +27,22 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             value = {part: value}
         table = merge(table, value)
     return build(Recipe, table, "")
+
+
+def load_reward(name: str, overrides: Sequence[str] = ()) -> Rewards:
+    """A reward by its name or `module:attribute`, or the `[reward]` of a file that ends in .toml, under
+    `--key value` overrides. Raises ConfigError.
+    """
+    table: dict[str, Any] = {"reward": {"name": name}}
+    if name.endswith(".toml"):
+        table = _with_bases(name)
+    for key, value in _parsed(overrides):
+        for part in reversed(("reward", *key.split("."))):
+            value = {part: value}
+        table = merge(table, value)
+    if "reward" not in table:
+        raise ConfigError(f"{name} has no table [reward]")
+    return build(Rewards, table["reward"], "reward")
 
 
 def _with_bases(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from burnish.lanes import side_by_side
 from burnish.policy import Cond, Denoiser, MediaEncoder, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
-from burnish.reward import Reward, score
+from burnish.reward import Reward, RewardError, name_of, score, score_answered
 from burnish.rollout import (
     ALONE,
     Explore,
@@ -65,10 +66,15 @@ def act(
     sharing: Sharing = ALONE,
     explore: Explore | None = None,
     keep: Sequence[int] = (),
+    whole: bool = False,
 ) -> Experience:
     """Draw one sample a prompt and ask for its reward. Raises `RewardError`.
 
+    A sample that its reward has given up on (`reward.Unanswered`) is left out, and with it the group that
+    `sharing` puts it in: what comes back holds whole groups.
+
     sharing, explore, keep: as for `rollout`
+    whole: no sample may be left out
     """
     trajectory = rollout(
         task.policy,
@@ -80,7 +86,27 @@ def act(
         keep=keep,
     )
     samples = decode(task.policy, trajectory.x0, prompts, task.batch)
-    return Experience(trajectory, samples, score(task.reward, samples))
+    if whole:
+        return Experience(trajectory, samples, score(task.reward, samples))
+    rewards, places = score_answered(task.reward, samples)
+    if len(places) == len(samples):
+        return Experience(trajectory, samples, rewards)
+    kept = _whole_groups(places, sharing.group)
+    if not kept:
+        raise RewardError(
+            f"reward {name_of(task.reward)!r} answered {len(places)} of {len(samples)} samples, and no group "
+            f"of {sharing.group} whole"
+        )
+    known = dict(zip(places, rewards.tolist(), strict=True))
+    return Experience(
+        trajectory.chains(kept), samples.pick(kept), rewards.new_tensor([known[i] for i in kept])
+    )
+
+
+def _whole_groups(places: Sequence[int], size: int) -> list[int]:
+    """Those of `places`, in order, whose group of `size` neighbours is there whole."""
+    held = Counter(place // size for place in places)
+    return [place for place in places if held[place // size] == size]
 
 
 def read(task: Task, prompts: Sequence[Prompt], files: Sequence[Path]) -> Samples:

@@ -40,6 +40,7 @@ from burnish.rewards.learned.image_reward import ImageReward
 from burnish.rewards.learned.pick_score import PickScore
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.rewards.reference import Similarity, StructuralSimilarity
+from burnish.rewards.remote import Remote
 from burnish.rewards.statistics import Brightness, Colourfulness, Contrast, Entropy, Sharpness
 from burnish.rewards.symmetry import MirrorSymmetry, RotationSymmetry
 from burnish.samplers.ddim import DDIM
@@ -95,6 +96,7 @@ Rewards = (
     | PickScore
     | HPSv2
     | ImageReward
+    | Remote
     | Plugin
 )
 
@@ -294,6 +296,7 @@ NAMES: Mapping[type, str] = {
     PromptFile: "file",
     ReFL: "refl",
     RotationSymmetry: "rotation-symmetry",
+    Remote: "remote",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     SFT: "sft",

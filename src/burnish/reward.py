@@ -6,7 +6,7 @@ with an error that names the reward, the sample and its prompt; nothing is ever 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +20,22 @@ Reward = Callable[[Samples], Tensor]
 
 
 class RewardError(ValueError):
-    """A reward raised, cannot be made ready, or returned something other than one finite number a sample."""
+    """A reward raised, cannot be made ready, or returned something other than one finite number a sample.
+
+    A reward that raises this itself, since it knows the sample at fault, is not asked again.
+    """
+
+
+class Unanswered(RewardError):
+    """A reward could not be had of some samples, and a batch may go on without them.
+
+    `score` lets it pass, which stops a run; `score_answered` goes on.
+    """
+
+    def __init__(self, message: str, reward: Reward, rewards: Mapping[int, float]) -> None:
+        """reward: the one that raises this. rewards: of the samples that were answered, by their place"""
+        super().__init__(message)
+        self.reward, self.rewards = reward, rewards
 
 
 @runtime_checkable
@@ -59,6 +74,24 @@ def score(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
     return _asked(reward, samples).detach()
 
 
+def score_answered(
+    reward: Reward, samples: Samples
+) -> tuple[Float[Tensor, " answered"], list[int]]:
+    """As `score`, of the samples that were answered, and their places in order.
+
+    They are all, unless the reward raises `Unanswered`. Raises `RewardError`, also if none was answered.
+    """
+    try:
+        return score(reward, samples), list(range(len(samples)))
+    except Unanswered as error:
+        # One that comes from a reward inside this one says nothing of this one's values.
+        if error.reward is not reward or not error.rewards:
+            raise
+        places = sorted(error.rewards)
+        values = [error.rewards[place] for place in places]
+        return checked(values, reward, samples.pick(places)), places
+
+
 def differentiable(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
     """The rewards of `samples` with their gradient, float32, on the CPU.
 
@@ -89,6 +122,8 @@ def _without_gradient(reward: Reward) -> str:
 def _asked(reward: Reward, samples: Samples) -> Tensor:
     try:
         values = reward(samples)
+    except RewardError:
+        raise
     except Exception as error:
         raise RewardError(_blame(reward, samples, error)) from error
     return checked(values, reward, samples)

@@ -13,6 +13,7 @@ from burnish.portraits.judge import load_judge
 from burnish.recipe import Plugin, Recipe
 from burnish.reward import Prepares, RewardError, check_differentiable, differentiable, score
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.remote import Remote
 from burnish.rewards.statistics import Brightness
 from burnish.rollout import Samples
 
@@ -79,9 +80,9 @@ def test_a_step_along_its_gradient_makes_a_portrait_likelier(portraits):
 BUILT_IN = [
     each
     for each in get_args(get_type_hints(Recipe)["reward"])
-    if not issubclass(each, Plugin | Prepares)
+    if not issubclass(each, Plugin | Prepares | Remote)
 ]
-"""Those that need nothing; the others are in exact/test_learned_rewards.py."""
+"""Those that need nothing; the others are in exact/test_learned_rewards.py and unit/test_remote.py."""
 
 
 @pytest.fixture(params=BUILT_IN)

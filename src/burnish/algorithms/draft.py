@@ -118,7 +118,7 @@ def _collect(
     prompts = task.prompts.draw(task.samples, randomness.at("prompts"))
     num_steps = task.policy.kernel.num_steps
     begins = sorted({num_steps - length for length in lengths})
-    acted = experience.act(task, prompts, randomness, keep=begins)
+    acted = experience.act(task, prompts, randomness, keep=begins, whole=True)
     probed = 0 if PROBED in memory else 1
     if probed:
         reward.check_differentiable(task.reward, acted.samples[:probed])

@@ -98,7 +98,7 @@ def _groups(
     acted = chains.act_in_groups(
         task, task.samples // size, size, randomness, shared=shared, explore=explore
     )
-    queries = len(acted.samples)
+    queries = drawn = len(acted.samples)
     dead = first = advantages.without_spread(acted.rewards, size)
     for attempt in range(settings.refill):
         if not dead:
@@ -106,6 +106,7 @@ def _groups(
         again = randomness.at("refill", attempt)
         fresh = chains.act_in_groups(task, len(dead), size, again, shared=shared, explore=explore)
         queries += len(fresh.samples)
-        acted = experience.replace_groups(acted, fresh, dead, size)
+        answered = dead[: len(fresh.samples) // size]  # fewer than asked for, if some had no reward
+        acted = experience.replace_groups(acted, fresh, answered, size)
         dead = advantages.without_spread(acted.rewards, size)
-    return acted, queries, len(first) * size / task.samples
+    return acted, queries, len(first) * size / drawn

@@ -102,7 +102,7 @@ class BestOf:
             draws=self.draws,
             randomness=randomness,
         )
-        dead = len(advantages.without_spread(acted.rewards, size)) * size / task.samples
+        dead = len(advantages.without_spread(acted.rewards, size)) * size / len(acted.samples)
         return replace(found, metrics={**found.metrics, "groups_without_spread": dead})
 
     def loss(

@@ -63,6 +63,9 @@ MEANINGS = {
     "samples_used": Meaning(
         "Samples used", "fraction of samples", "Those that any row was made of."
     ),
+    "dropped": Meaning(
+        "Dropped samples", "samples", "Left out, since their reward could not be had; else 0."
+    ),
     "effective_samples": Meaning(
         "Effective samples",
         "fraction of samples",

@@ -17,6 +17,7 @@ from burnish.rewards.portraits import PortraitAlignment as PortraitAlignment
 from burnish.rewards.portraits import PortraitLikelihood as PortraitLikelihood
 from burnish.rewards.reference import Similarity as Similarity
 from burnish.rewards.reference import StructuralSimilarity as StructuralSimilarity
+from burnish.rewards.remote import Remote as Remote
 from burnish.rewards.statistics import Brightness as Brightness
 from burnish.rewards.statistics import Colourfulness as Colourfulness
 from burnish.rewards.statistics import Contrast as Contrast

@@ -40,7 +40,7 @@ class Iteration:
     queries: rewards asked for since the run began
     samples, rewards: what was collected
     metrics: means over rows; `first_log_ratio` is the largest |log-ratio| in nats a dimension before
-        the first update
+        the first update; `dropped`, where there are any, samples that were left out without a reward
     by_step: the same means for each row key (the denoising step, counted from noise)
     seconds: of collecting and of updating
     """
@@ -109,6 +109,9 @@ def _iterate(
     state.iteration += 1
     state.queries += collection.queries
     means, by_step = _summary(diagnostics)
+    dropped = training.samples - len(collection.samples)
+    if dropped:
+        means["dropped"] = float(dropped)
     return Iteration(
         number=state.iteration,
         queries=state.queries,

@@ -1,0 +1,1 @@
+"""Rewards over HTTP: the wire, the server, and the client."""
