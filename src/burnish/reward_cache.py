@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from burnish import reward_key
-from burnish.reward import Reward, RewardError, checked, name_of
+from burnish.reward import Prepares, Reward, RewardError, checked, name_of
 from burnish.rollout import Samples
 
 FILE = "rewards.sqlite"
@@ -71,6 +71,11 @@ class Cached:
     def __name__(self) -> str:
         """What errors call it."""
         return name_of(self.reward)
+
+    def prepare(self) -> None:
+        """Make the reward ready, if it `Prepares`: what it lacks is told before anything is drawn."""
+        if isinstance(self.reward, Prepares):
+            self.reward.prepare()
 
     def __call__(self, samples: Samples) -> Tensor:
         if samples.media.requires_grad:

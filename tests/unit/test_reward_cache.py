@@ -23,7 +23,7 @@ from burnish.config import load_recipe
 from burnish.folder import RunFolder, lines
 from burnish.images import to_pil
 from burnish.report import record
-from burnish.reward import RewardError, differentiable, score
+from burnish.reward import RewardError, differentiable, prepare, score
 from burnish.reward_cache import FILE, Cached
 from burnish.reward_key import keys
 from burnish.rewards import Brightness, Compressibility, Incompressibility, Similarity
@@ -453,3 +453,20 @@ def test_a_cache_in_a_file_is_refused_when_the_recipe_is_read(tmp_path):
 
 
 chance = Chance()
+
+
+class Lacking:
+    """It cannot be made ready."""
+
+    version = 1
+
+    def prepare(self):
+        raise ValueError("there are no weights")
+
+    def __call__(self, samples):
+        raise AssertionError(f"asked about {len(samples)} samples before it was ready")
+
+
+def test_a_cached_reward_is_made_ready_like_the_reward_itself(tmp_path):
+    with pytest.raises(RewardError, match=r"Lacking.*there are no weights"):
+        prepare(Cached(reward=Lacking(), folder=str(tmp_path)))
