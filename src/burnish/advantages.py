@@ -143,6 +143,28 @@ def top_fraction(rewards: Rewards, groups: Sequence[str], fraction: float) -> Re
     return weights
 
 
+def within_groups(rewards: Rewards, groups: Sequence[str]) -> Rewards:
+    """Standardised within each group. groups: one a reward; a group without spread, or of one, has 0"""
+    values = torch.zeros_like(rewards)
+    for indices in _grouped(groups).values():
+        values[indices] = standardise(rewards[indices], rewards[indices])
+    return values
+
+
+def ranks(rewards: Rewards, groups: Sequence[str]) -> Rewards:
+    """The share of the others of its group that each beats, in [0, 1]; a tie counts half.
+
+    groups: one a reward; a group of one has 0.5
+    """
+    values = torch.full_like(rewards, 0.5)
+    for indices in _grouped(groups).values():
+        own = rewards[indices]
+        if len(own) > 1:
+            ahead = (own[:, None] - own).sign().sum(dim=1)
+            values[indices] = (ahead / (len(own) - 1) + 1) / 2
+    return values
+
+
 def best_of_group(rewards: Rewards, size: int) -> Rewards:
     """1 for the best of each group of `size` neighbours (the first, if several are), else 0.
 

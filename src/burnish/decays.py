@@ -83,6 +83,11 @@ def settled(level: Level) -> float:
     return bounds(level)[0]
 
 
+def at(level: Level, iteration: int) -> float:
+    """The level in an iteration, counted from 0."""
+    return level.at(iteration) if isinstance(level, Decay) else level
+
+
 def moving(settings: Any, iteration: int) -> Mapping[str, float]:
     """The values that the decays among a dataclass's fields have in an iteration, by name; also those
     of the settings inside it."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from burnish.policy import Policy
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
-from burnish.reward import Reward, score
+from burnish.reward import Reward
 from burnish.rollout import Samples, decode, rollout
+from burnish.scoring import Scored, assess, means
 
 BLANK = 0.02
 """An image whose pixels deviate less than this from their mean, in [0, 1], counts as blank."""
@@ -21,19 +22,30 @@ BLANK = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    samples: Samples
-    rewards: Float[Tensor, " batch"]
+    """Held-out samples with their rewards, as they are reported."""
+
+    scored: Scored
     watched: Float[Tensor, " batch"] | None = None
     """Of another reward, which is not optimised."""
 
+    @property
+    def samples(self) -> Samples:
+        return self.scored.samples
+
+    @property
+    def rewards(self) -> Float[Tensor, " batch"]:
+        return self.scored.values
+
     def summary(self) -> dict[str, float]:
-        """Rewards in their own unit, `watched` as a mean; `diversity` and `blank` in [0, 1]."""
+        """Rewards in their own unit; means of `watched` and of the rewards that a composite one is made of;
+        `diversity` and `blank` in [0, 1]."""
         watched = {} if self.watched is None else {"watched": self.watched.double().mean().item()}
         return {
             **spread(self.rewards),
             "diversity": diversity(self.samples.media),
             "blank": blank_fraction(self.samples.media),
             **watched,
+            **{f"held-out {name}": mean for name, mean in means(self.scored.parts).items()},
         }
 
 
@@ -48,12 +60,13 @@ def evaluate(
 ) -> Evaluation:
     """One sample a prompt; the noise depends on `seed` only, never on the weights.
 
+    prompts: a reward that compares samples needs each of them twice or more
     watched: another reward to measure. Raises `RewardError`.
     """
     trajectory = rollout(policy, prompts, Randomness(seed).at("evaluate"), batch)
     samples = decode(policy, trajectory.x0, prompts, batch)
-    beside = None if watched is None else score(watched, samples)
-    return Evaluation(samples, score(reward, samples), beside)
+    beside = None if watched is None else assess(watched, samples).values
+    return Evaluation(assess(reward, samples), beside)
 
 
 def spread(rewards: Float[Tensor, " batch"]) -> dict[str, float]:

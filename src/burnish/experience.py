@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from burnish.lanes import side_by_side
 from burnish.policy import Cond, Denoiser, MediaEncoder, Policy, snapshot, using
 from burnish.prompts import Prompt, PromptSource
 from burnish.randomness import Randomness
-from burnish.reward import Reward, RewardError, name_of, score, score_answered
+from burnish.reward import Reward, RewardError, name_of
 from burnish.rollout import (
     ALONE,
     Explore,
@@ -27,9 +28,10 @@ from burnish.rollout import (
     decode,
     join,
     join_samples,
-    rollout,
+    rollouts,
 )
 from burnish.rows import Rows
+from burnish.scoring import Answer, Scored, ask, assess, join_scored, weigh
 
 R = TypeVar("R", bound=Rows)
 
@@ -51,11 +53,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """Chains, the samples they ended in, and one raw reward a sample (float32, on the CPU)."""
+    """Chains, and the samples they ended in with their rewards."""
 
     trajectory: Trajectory
-    samples: Samples
-    rewards: Float[Tensor, " batch"]
+    scored: Scored
+
+    @property
+    def samples(self) -> Samples:
+        return self.scored.samples
+
+    @property
+    def rewards(self) -> Float[Tensor, " batch"]:
+        """What is learned from, float32, on the CPU."""
+        return self.scored.rewards
 
 
 def act(
@@ -76,31 +86,68 @@ def act(
     sharing, explore, keep: as for `rollout`
     whole: no sample may be left out
     """
-    trajectory = rollout(
+
+    def decoded(chains: Trajectory, own: Sequence[Prompt]) -> tuple[Trajectory, Samples]:
+        return chains, decode(task.policy, chains.x0, own, task.batch)
+
+    drawn = rollouts(
         task.policy,
         prompts,
         noise_of(randomness),
         task.batch,
+        decoded,
         sharing=sharing,
         explore=explore,
         keep=keep,
     )
-    samples = decode(task.policy, trajectory.x0, prompts, task.batch)
-    if whole:
-        return Experience(trajectory, samples, score(task.reward, samples))
-    rewards, places = score_answered(task.reward, samples)
-    if len(places) == len(samples):
-        return Experience(trajectory, samples, rewards)
+    trajectory, samples, answers = _asked_meanwhile(task.reward, drawn, whole=whole)
+    places = [place for place, answer in enumerate(answers) if answer is not None]
     kept = _whole_groups(places, sharing.group)
     if not kept:
         raise RewardError(
             f"reward {name_of(task.reward)!r} answered {len(places)} of {len(samples)} samples, and no group "
             f"of {sharing.group} whole"
         )
-    known = dict(zip(places, rewards.tolist(), strict=True))
+    if len(kept) < len(samples):
+        trajectory, samples = trajectory.chains(kept), samples.pick(kept)
     return Experience(
-        trajectory.chains(kept), samples.pick(kept), rewards.new_tensor([known[i] for i in kept])
+        trajectory, weigh(task.reward, samples, [answers[place] or {} for place in kept])
     )
+
+
+def _asked_meanwhile(
+    reward: Reward, drawn: Iterator[tuple[Trajectory, Samples]], *, whole: bool
+) -> tuple[Trajectory, Samples, list[Answer | None]]:
+    """All chains, their samples, and what the reward says of each.
+
+    A thread asks about each batch while the next one is drawn: one call at a time, in order.
+    """
+    chains: list[Trajectory] = []
+    parts: list[Samples] = []
+    asked: list[Future[list[Answer | None]]] = []
+    worker = ThreadPoolExecutor(1)
+    try:
+        for batch, samples in drawn:
+            first = sum(len(part) for part in parts)
+            asked.append(worker.submit(_asked, reward, samples, first, whole))
+            chains.append(batch)
+            parts.append(samples)
+            for each in asked:
+                if each.done():
+                    each.result()  # raises now what would else be seen after the last batch
+        answers = [answer for each in asked for answer in each.result()]
+    finally:
+        worker.shutdown(cancel_futures=True)
+    return join(chains), join_samples(parts), answers
+
+
+def _asked(reward: Reward, samples: Samples, first: int, whole: bool) -> list[Answer | None]:
+    try:
+        return ask(reward, samples, whole=whole)
+    except RewardError as error:
+        if first:
+            error.args = (f"{error} (samples are counted from number {first} on)",)
+        raise
 
 
 def _whole_groups(places: Sequence[int], size: int) -> list[int]:
@@ -145,7 +192,7 @@ def given(task: Task, samples: Samples) -> Experience:
     """
     x0, cond = encode(task, samples)
     chains = Trajectory(x0[None], x0.new_empty(0, len(x0)), (), (0,), cond)
-    return Experience(chains, samples, score(task.reward, samples))
+    return Experience(chains, assess(task.reward, samples))
 
 
 def _encoder(denoiser: Denoiser) -> MediaEncoder:
@@ -171,8 +218,7 @@ def replace_groups(
     index = order.flatten().tolist()
     return Experience(
         trajectory=join([acted.trajectory, fresh.trajectory]).chains(index),
-        samples=join_samples([acted.samples, fresh.samples]).pick(index),
-        rewards=torch.cat([acted.rewards, fresh.rewards])[index],
+        scored=join_scored([acted.scored, fresh.scored]).pick(index),
     )
 
 

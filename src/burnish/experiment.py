@@ -6,7 +6,7 @@ import importlib
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +22,10 @@ from burnish.evaluate import Evaluation, evaluate, spread
 from burnish.folder import RunFolder, append, keep_until, lines, write_json, write_samples
 from burnish.models import hub
 from burnish.policy import Policy, using
-from burnish.recipe import Plugin, Recipe
-from burnish.reward import Reward, is_deterministic, name_of, prepare
+from burnish.recipe import Plugin, Recipe, Rewards, Single
+from burnish.reward import Reward, is_deterministic, name_of, prepare, unit_of
 from burnish.reward_cache import Cached, Counts
+from burnish.rewards.combine import Combine
 from burnish.tables import ConfigError
 from burnish.track.console import Console
 from burnish.train import checkpoint
@@ -60,8 +61,12 @@ class Experiment:
 def assemble(recipe: Recipe) -> Experiment:
     """Load the model and resolve the plug-ins. Raises ValueError for what cannot be had."""
     counts, watched = Counts(), recipe.evaluation.watched
-    reward = _cached(resolve(recipe.reward), recipe, counts)
-    watched = None if watched is None else _cached(resolve(watched), recipe, counts)
+
+    def cached(reward: Reward) -> Reward:
+        return _cached(reward, recipe, counts)
+
+    reward = resolve(recipe.reward, cached)
+    watched = None if watched is None else resolve(watched, cached)
     model = recipe.model
     denoiser = hub.load(
         model.name,
@@ -76,8 +81,15 @@ def assemble(recipe: Recipe) -> Experiment:
     return Experiment(recipe, policy, shown, reward, watched, counts)
 
 
-def resolve(reward: Any) -> Reward:
-    """The reward itself; a plug-in is imported. Raises ConfigError if it is not there."""
+def resolve(reward: Rewards, around: Callable[[Reward], Reward] = lambda one: one) -> Reward:
+    """The reward as it can be asked: plug-ins are imported, and each reward that is asked is what `around`
+    makes of it. Raises ConfigError for a plug-in that is not there."""
+    if isinstance(reward, Combine):
+        return reward.with_each(lambda single: around(_imported(single)))
+    return around(_imported(reward))
+
+
+def _imported(reward: Single) -> Reward:
     if not isinstance(reward, Plugin):
         return reward
     module, _, attribute = reward.target.partition(":")
@@ -94,10 +106,11 @@ def _cached(reward: Reward, recipe: Recipe, counts: Counts) -> Reward:
     """The reward under the recipe's cache, if it has one. Raises ValueError if it cannot be cached."""
     if recipe.cache is None:
         return reward
-    if not is_deterministic(reward):
+    alone = unit_of(reward) == "sample"
+    if not alone or not is_deterministic(reward):
+        why = "is not deterministic" if alone else "compares samples"
         warnings.warn(
-            f"cache: reward {name_of(reward)!r} is not deterministic; it is asked anew each time",
-            stacklevel=2,
+            f"cache: reward {name_of(reward)!r} {why}; it is asked anew each time", stacklevel=2
         )
         return reward
     return Cached(reward=reward, folder=recipe.cache.folder, counts=counts)
@@ -254,9 +267,10 @@ def _evaluate_into(
 def held_out(experiment: Experiment) -> Evaluation:
     """The evaluation that the recipe asks for, with the denoiser's present weights."""
     recipe = experiment.recipe
+    prompts = recipe.prompts.held_out(recipe.evaluation.prompts)
     return evaluate(
         experiment.shown,
-        recipe.prompts.held_out(recipe.evaluation.prompts),
+        [prompt for prompt in prompts for _ in range(recipe.evaluation.repeats)],
         experiment.reward,
         seed=recipe.seed,
         batch=recipe.training.sample_batch,

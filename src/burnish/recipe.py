@@ -27,6 +27,8 @@ from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
 from burnish.prompts import Listed, PromptFile
+from burnish.rewards.combine import Combine
+from burnish.rewards.diversity import Diversity
 from burnish.rewards.files import (
     Compressibility,
     Incompressibility,
@@ -75,7 +77,7 @@ class Plugin:
     target: str
 
 
-Rewards = (
+Single = (
     Compressibility
     | Incompressibility
     | WebPCompressibility
@@ -96,9 +98,11 @@ Rewards = (
     | PickScore
     | HPSv2
     | ImageReward
+    | Diversity
     | Remote
     | Plugin
 )
+Rewards = Single | Combine[Single]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +110,9 @@ class Evaluation:
     every: int = 10
     """Iterations between two evaluations; the first and the last model are always evaluated."""
     prompts: int = 32
-    """Held-out prompts, one sample each, always with the same noise."""
+    """Held-out prompts, always with the same noise."""
+    repeats: int = 1
+    """Samples of each; 2 or more for a reward that compares the samples of a prompt."""
     sampler: Samplers | None = None
     """What draws them, and what `burnish sample` draws with; by default the sampler that is trained with."""
     watched: Rewards | None = None
@@ -114,7 +120,7 @@ class Evaluation:
     prompts: what the policy pays with."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "prompts"):
+        for name in ("every", "prompts", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
 
@@ -189,6 +195,7 @@ class Recipe:
                 "steps' densities; set sampler.eta above 0 (its `end`, if it falls), or take a sampler with "
                 "noise"
             )
+        _check_compared(self.reward, self.evaluation)
         if self.algorithm.differentiates_reward and not self.reward.differentiable:
             raise ValueError(
                 f"algorithm.name = {NAMES[type(self.algorithm)]!r} differentiates the reward, but "
@@ -202,6 +209,15 @@ class Recipe:
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)
         if isinstance(self.sampler, Window):
             _check_window(self.algorithm.train_steps, self.sampler)
+
+
+def _check_compared(reward: Rewards, evaluation: Evaluation) -> None:
+    for key, asked in (("reward", reward), ("evaluation.watched", evaluation.watched)):
+        if evaluation.repeats < 2 and getattr(asked, "unit", "sample") != "sample":
+            raise ValueError(
+                f"{key} compares the samples of a prompt, but evaluation.repeats = 1 draws one of each "
+                "held-out prompt; set evaluation.repeats = 2 or more"
+            )
 
 
 def _check_walked(algorithm: str, sampler: Samplers) -> None:
@@ -258,6 +274,7 @@ NAMES: Mapping[type, str] = {
     Brightness: "brightness",
     CLIPScore: "clip-score",
     Colourfulness: "colourfulness",
+    Combine: "combine",
     Compressibility: "compressibility",
     Contrast: "contrast",
     CosineDecay: "cosine",
@@ -273,6 +290,7 @@ NAMES: Mapping[type, str] = {
     DPO: "dpo",
     DPOK: "dpok",
     DRaFT: "draft",
+    Diversity: "diversity",
     Entropy: "entropy",
     ExponentialDecay: "exponential",
     FlowODE: "flow-ode",

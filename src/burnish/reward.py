@@ -2,13 +2,18 @@
 
 A reward is a function of `Samples` to one finite number a sample. Whatever goes wrong stops the run
 with an error that names the reward, the sample and its prompt; nothing is ever turned into 0.
+
+One that says `unit = "group"` compares the samples of a prompt: it is asked about each prompt by itself.
+One that says `unit = "pair"` compares two samples: it is a function of two `Samples` of one length and the
+same prompts, to how much each of the first is preferred, such as a probability. A sample's reward is the mean
+over all others of its prompt; every two are asked about in both orders, so a preference for a place cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,7 +21,9 @@ from torch import Tensor
 
 from burnish.rollout import Samples
 
-Reward = Callable[[Samples], Tensor]
+Reward = Callable[..., Tensor]
+"""Of `Samples`; one whose unit is a pair, of two of them."""
+Unit = Literal["sample", "group", "pair"]
 
 
 class RewardError(ValueError):
@@ -69,9 +76,19 @@ def is_deterministic(reward: Reward) -> bool:
     return getattr(reward, "deterministic", True)
 
 
+def unit_of(reward: Reward) -> Unit:
+    """What the reward judges: a sample, unless it says otherwise. Raises `RewardError` for any other."""
+    unit: Any = getattr(reward, "unit", "sample")
+    if unit not in ("sample", "group", "pair"):
+        raise RewardError(
+            f"reward {name_of(reward)!r} has unit = {unit!r}, expected 'sample', 'group' or 'pair'"
+        )
+    return unit
+
+
 def score(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
     """The rewards of `samples`, float32, on the CPU, without gradient. Raises `RewardError`."""
-    return _asked(reward, samples).detach()
+    return answer(reward, samples).detach()
 
 
 def score_answered(
@@ -97,7 +114,7 @@ def differentiable(reward: Reward, samples: Samples) -> Float[Tensor, " batch"]:
 
     Raises `RewardError`, also where they carry no gradient though `samples.media` does.
     """
-    values = _asked(reward, samples)
+    values = answer(reward, samples)
     if not values.requires_grad:
         raise RewardError(_without_gradient(reward))
     return values
@@ -119,14 +136,51 @@ def _without_gradient(reward: Reward) -> str:
     )
 
 
-def _asked(reward: Reward, samples: Samples) -> Tensor:
+def answer(reward: Reward, samples: Samples) -> Tensor:
+    """One number a sample, float32, on the CPU, with the gradient if there is one. Raises `RewardError`."""
+    unit = unit_of(reward)
+    if unit == "sample":
+        return _answer(reward, samples)
+    values: dict[int, Tensor] = {}
+    for places in _of_one_prompt(reward, samples):
+        group = samples.pick(places)
+        judged = _answer(reward, group) if unit == "group" else _preferences(reward, group)
+        values |= zip(places, judged, strict=True)
+    return torch.stack([values[place] for place in range(len(samples))])
+
+
+def _of_one_prompt(reward: Reward, samples: Samples) -> list[list[int]]:
+    """The places of each prompt's samples, at least two of each. Raises `RewardError`."""
+    groups: dict[str, list[int]] = {}
+    for place, prompt in enumerate(samples.prompts):
+        groups.setdefault(prompt, []).append(place)
+    for prompt, places in groups.items():
+        if len(places) < 2:
+            raise RewardError(
+                f"reward {name_of(reward)!r} compares the samples of a prompt, but {prompt!r} has only one "
+                f"(sample {places[0]}); draw several of each: an algorithm with a group_size, fewer prompts, "
+                "or evaluation.repeats for held-out ones"
+            )
+    return list(groups.values())
+
+
+def _preferences(reward: Reward, group: Samples) -> Tensor:
+    """Mean over all others of how much each sample is preferred to them."""
+    count = len(group)
+    first = [i for i in range(count) for _ in range(count - 1)]
+    second = [j for i in range(count) for j in range(count) if j != i]
+    values = _answer(reward, group.pick(first), group.pick(second))
+    return values.reshape(count, count - 1).mean(dim=1)
+
+
+def _answer(reward: Reward, *asked: Samples) -> Tensor:
     try:
-        values = reward(samples)
+        values = reward(*asked)
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(_blame(reward, samples, error)) from error
-    return checked(values, reward, samples)
+        raise RewardError(_blame(reward, asked, error)) from error
+    return checked(values, reward, asked[0])
 
 
 def checked(values: object, reward: Reward, samples: Samples) -> Tensor:
@@ -156,12 +210,13 @@ def checked(values: object, reward: Reward, samples: Samples) -> Tensor:
     return tensor
 
 
-def _blame(reward: Reward, samples: Samples, error: Exception) -> str:
+def _blame(reward: Reward, asked: Sequence[Samples], error: Exception) -> str:
     """Name the sample at fault by asking for each one alone; a batch-wide fault names the batch."""
-    name = name_of(reward)
-    for index in range(len(samples)):
+    name, samples = name_of(reward), asked[0]
+    alone = len(samples) if unit_of(reward) != "group" else 0
+    for index in range(alone):
         try:
-            reward(samples[index : index + 1])
+            reward(*(each[index : index + 1] for each in asked))
         except Exception as own:  # noqa: BLE001
             return (
                 f"reward {name!r} raised {type(own).__name__}: {own} at sample {index} "
@@ -169,5 +224,6 @@ def _blame(reward: Reward, samples: Samples, error: Exception) -> str:
             )
     return (
         f"reward {name!r} raised {type(error).__name__}: {error} on a batch of {len(samples)} "
-        f"(first prompt: {samples.prompts[0]!r}), though not on any of its samples alone"
+        f"(first prompt: {samples.prompts[0]!r})"
+        + (", though not on any of its samples alone" if alone else "")
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from burnish.prompts import Prompt
 from burnish.randomness import Randomness
 from burnish.transitions import Mixture
 
+Result = TypeVar("Result")
 Explore = Callable[[Int[Tensor, " batch"], Tensor, Cond], Mixture]
 """From steps, states and their conditioning to the distribution that is drawn from; its `policy` is what
 `Policy.transition` gives there, bit for bit."""
@@ -173,6 +174,32 @@ def rollout(
     Raises ValueError if the chains of a group would be the same to their end, or for states that are to be
     kept where the kernel's tail takes no steps.
     """
+    parts = rollouts(
+        policy,
+        prompts,
+        randomness,
+        batch,
+        lambda chains, _: chains,
+        sharing=sharing,
+        explore=explore,
+        keep=keep,
+    )
+    return join(list(parts))
+
+
+def rollouts(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    randomness: Randomness,
+    batch: int,
+    finish: Callable[[Trajectory, Sequence[Prompt]], Result],
+    *,
+    sharing: Sharing = ALONE,
+    explore: Explore | None = None,
+    keep: Sequence[int] = (),
+) -> Iterator[Result]:
+    """`rollout`, `batch` chains at a time: what `finish` makes of them and of their prompts, in order, each
+    as soon as it is there."""
     _check_kept(policy.kernel, keep)
     drawn = policy.kernel.stochastic
     most = max(drawn) + 1 if drawn else 0
@@ -182,13 +209,11 @@ def rollout(
             f"{list(drawn)} of this sampler draw, so {most} states can be shared at most"
         )
 
-    def chains(start: int) -> Trajectory:
-        return _chains(
-            policy, prompts[start : start + batch], randomness, start, sharing, explore, keep
-        )
+    def part(start: int) -> Result:
+        own = prompts[start : start + batch]
+        return finish(_chains(policy, own, randomness, start, sharing, explore, keep), own)
 
-    starts = range(0, len(prompts), batch)
-    return join(list(side_by_side(chains, starts, policy.device)))
+    return side_by_side(part, range(0, len(prompts), batch), policy.device)
 
 
 def chain_noise(

@@ -50,9 +50,10 @@ def build(hint: Any, value: Any, path: str, default: Any = dataclasses.MISSING) 
     default: what the field is where it is left out. A table is laid over it, if it is one of the classes;
         else a table without a `name` is of the first class
     """
-    classes = [
-        kind for kind in _options(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-    ]
+    if get_origin(hint) is Mapping:
+        return _named_tables(get_args(hint)[1], value, path)
+    options = {_class(kind): kind for kind in _options(hint) if _class(kind) is not None}
+    classes = [cls for cls in options if cls is not None]
     if not classes:
         return _plain(hint, value, path)
     if not isinstance(value, Mapping):
@@ -60,11 +61,23 @@ def build(hint: Any, value: Any, path: str, default: Any = dataclasses.MISSING) 
     table = merge(as_table(default), value, path) if type(default) in classes else dict(value)
     named = any(cls in NAMES for cls in classes)
     cls = _chosen(classes, table, path, default) if named else classes[0]
-    return _construct(cls, table, path)
+    return _construct(cls, _hints(options[cls]), table, path)
 
 
-def _construct(cls: type, table: dict[str, Any], path: str) -> Any:
-    hints = _hints(cls)
+def _named_tables(hint: Any, value: Any, path: str) -> dict[str, Any]:
+    """Tables by names of the user's own."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} = {value!r}, expected tables, each with a name: {path}.NAME")
+    return {name: build(hint, each, _join(path, name)) for name, each in value.items()}
+
+
+def _class(kind: Any) -> type | None:
+    """The dataclass that `kind` is, or that it is with its parameters filled in; None for any other type."""
+    cls = get_origin(kind) or kind
+    return cls if isinstance(cls, type) and dataclasses.is_dataclass(cls) else None
+
+
+def _construct(cls: type, hints: Mapping[str, Any], table: dict[str, Any], path: str) -> Any:
     for key in table:
         if key not in hints:
             raise ConfigError(f"{_join(path, key)}: there is no such key{nearest(key, hints)}")
@@ -118,7 +131,7 @@ def _plain(hint: Any, value: Any, path: str, otherwise: str = "") -> Any:
 
 def _instead_of_a_table(hint: Any, classes: Sequence[type], value: Any, path: str) -> Any:
     """A number or the like, where `hint` has it beside its classes."""
-    plain = [kind for kind in _options(hint) if kind not in (*classes, types.NoneType)]
+    plain = [kind for kind in _options(hint) if _class(kind) is None and kind is not types.NoneType]
     table = f"a table ({_choices(classes)})"
     if not plain:
         raise ConfigError(f"{path} = {value!r}, expected {table}")
@@ -130,9 +143,21 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a dataclass; of one with parameters, with these filled in."""
+    cls = _class(kind)
+    assert cls is not None
     names = {each.name for each in dataclasses.fields(cls)}
-    return {name: hint for name, hint in get_type_hints(cls).items() if name in names}
+    hints = {name: hint for name, hint in get_type_hints(cls).items() if name in names}
+    given = dict(zip(getattr(cls, "__parameters__", ()), get_args(kind), strict=True))
+    return {name: _filled(hint, given) for name, hint in hints.items()}
+
+
+def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
+    if hint in given:
+        return given[hint]
+    wanted = getattr(hint, "__parameters__", ())
+    return hint[tuple(given[each] for each in wanted)] if wanted else hint
 
 
 def _choices(classes: Sequence[type]) -> str:
@@ -152,6 +177,8 @@ def _join(path: str, key: str) -> str:
 
 def as_table(value: Any) -> Any:
     """A recipe, or a part of it, of TOML types; fields that are None are left out."""
+    if isinstance(value, Mapping):
+        return {key: as_table(each) for key, each in value.items()}
     if not dataclasses.is_dataclass(value):
         return value
     if isinstance(value, Plugin):

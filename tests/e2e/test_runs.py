@@ -194,20 +194,49 @@ def test_a_run_folder_is_not_overwritten_nor_continued_with_another_recipe(whole
 
 
 def failing(samples):
-    """A reward of one's own that breaks at the second call."""
+    """A reward of one's own that breaks at its third call, which is about the second batch that is drawn."""
     failing.calls = getattr(failing, "calls", 0) + 1
     rewards = samples.media.mean(dim=(1, 2, 3))
-    if failing.calls == 2:
-        rewards[5] = float("nan")
+    if failing.calls == 3:
+        rewards[1] = float("nan")
     return rewards
 
 
 def test_a_reward_that_fails_stops_the_run_and_loses_nothing(tmp_path):
     overrides = [*SMALL, f"--reward.name={__name__}:failing"]
-    with pytest.raises(RewardError, match=r"'failing' returned nan for sample 5 \(prompt: '"):
+    with pytest.raises(
+        RewardError,
+        match=r"'failing' returned nan for sample 1 \(prompt: '.*counted from number 4 on",
+    ):
         run(load_recipe("compressibility", overrides), RunFolder(tmp_path), resume=False)
     assert [line["iteration"] for line in lines(tmp_path / "metrics.jsonl")] == [0]
     assert (tmp_path / "samples" / "held-out-000000" / "0003.png").is_file()
+
+
+def test_a_run_with_a_constraint_goes_on_with_its_multiplier(tmp_path):
+    """The bound is beyond reach, so the multiplier rises in every iteration."""
+    recipe = tmp_path / "constrained.toml"
+    recipe.write_text("""
+        base = "compressibility"
+        [reward]
+        name = "combine"
+        terms = { small = { reward = { name = "compressibility" }, normalise = "z-score", over = "batch" } }
+        constraints = { bright = { reward = { name = "brightness" }, at_least = 2.0 } }
+    """)
+    overrides = [*SMALL, "--evaluation.every=1"]
+
+    def finish(name, iterations, resume):
+        asked = load_recipe(str(recipe), [*overrides, f"--training.iterations={iterations}"])
+        assert run(asked, RunFolder(tmp_path / name), resume=resume)
+        return RunFolder(tmp_path / name)
+
+    finish("halved", 1, resume=False)
+    _same(finish("at-once", 3, resume=False), finish("halved", 3, resume=True))
+    measured = [*lines(tmp_path / "halved" / "metrics.jsonl")]
+    multipliers = [line["metrics"]["multiplier bright"] for line in measured[1:]]
+    assert multipliers == sorted({0.0, *multipliers})
+    assert measured[1]["metrics"]["part bright"] == pytest.approx(2.0 - multipliers[1])
+    assert measured[3]["held_out"]["held-out small"] == measured[3]["held_out"]["mean"]
 
 
 def test_the_command_line_draws_before_and_after(whole, tmp_path, capsys):

@@ -24,7 +24,7 @@ from burnish.animals import Animals
 from burnish.config import load_recipe
 from burnish.folder import RunFolder
 from burnish.images import to_pil
-from burnish.recipe import NAMES, Rewards
+from burnish.recipe import NAMES, Single
 from burnish.reward import Prepares, RewardError, check_differentiable, prepare, score
 from burnish.rewards import Aesthetic, CLIPScore, HPSv2, ImageReward, PickScore
 from burnish.rewards.learned import fetch, pixels
@@ -268,7 +268,7 @@ def test_image_reward_reads_thirty_five_tokens(rewards, samples):
 
 
 def test_every_reward_that_needs_weights_is_tested_here():
-    assert {NAMES[each] for each in get_args(Rewards) if issubclass(each, Prepares)} == {*LEARNED}
+    assert {NAMES[each] for each in get_args(Single) if issubclass(each, Prepares)} == {*LEARNED}
 
 
 @pytest.mark.parametrize("name", LEARNED)

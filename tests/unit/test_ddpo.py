@@ -28,7 +28,7 @@ FOUR = scripted(1.0, 2.0, 4.0, 8.0)
 
 def collected(algorithm, reward=FOUR, memory=None, policy=None, seed=0):
     policy = policy or Policy(linear(), DDIM(num_steps=5))
-    task = Task(policy, Always(ASKED), reward, samples=len(ASKED), batch=3)
+    task = Task(policy, Always(ASKED), reward, samples=len(ASKED), batch=len(ASKED))
     return algorithm.collect(task, memory=memory or {}, randomness=Randomness(seed))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -51,7 +51,8 @@ def test_settings_are_read_without_torch(module):
     ],
 )
 def test_what_a_recipe_can_name_is_at_the_top_of_its_package(field, tops):
-    named = [each for each in get_args(get_type_hints(Recipe)[field]) if each is not Plugin]
+    kinds = [get_origin(each) or each for each in get_args(get_type_hints(Recipe)[field])]
+    named = [each for each in kinds if each is not Plugin]
     for top in tops:
         assert [getattr(top, each.__name__, None) for each in named] == named
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 import torch
 
 from burnish.images import to_pil
 from burnish.portraits.judge import load_judge
-from burnish.recipe import Plugin, Recipe
+from burnish.recipe import Plugin, Single
 from burnish.reward import Prepares, RewardError, check_differentiable, differentiable, score
+from burnish.rewards.diversity import Diversity
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
 from burnish.rewards.remote import Remote
 from burnish.rewards.statistics import Brightness
@@ -79,10 +80,11 @@ def test_a_step_along_its_gradient_makes_a_portrait_likelier(portraits):
 
 BUILT_IN = [
     each
-    for each in get_args(get_type_hints(Recipe)["reward"])
-    if not issubclass(each, Plugin | Prepares | Remote)
+    for each in get_args(Single)
+    if not issubclass(each, Plugin | Prepares | Remote | Diversity)
 ]
-"""Those that need nothing; the others are in exact/test_learned_rewards.py and unit/test_remote.py."""
+"""Those that need nothing; the others are in exact/test_learned_rewards.py, unit/test_remote.py and
+exact/test_combine.py."""
 
 
 @pytest.fixture(params=BUILT_IN)

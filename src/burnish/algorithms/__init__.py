@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from burnish.randomness import Randomness
     from burnish.rollout import Samples
     from burnish.rows import Rows
+    from burnish.scoring import Scored
 
 R = TypeVar("R", bound="Rows")
 Memory = Mapping[str, Any]
@@ -32,19 +33,26 @@ class Collection(Generic[R]):
     """What `collect` brings home.
 
     rows: to learn from
-    samples: finished samples, one a prompt
-    rewards: raw, one a sample, float32
+    scored: finished samples, one a prompt, with their rewards
     queries: rewards asked for; more than there are samples, if some were drawn and dropped
     memory: for the next iteration; the one that was passed in is not changed
     metrics: numbers to log
     """
 
     rows: R
-    samples: Samples
-    rewards: Tensor
+    scored: Scored
     queries: int
     memory: Memory
     metrics: Mapping[str, float]
+
+    @property
+    def samples(self) -> Samples:
+        return self.scored.samples
+
+    @property
+    def rewards(self) -> Tensor:
+        """What was learned from, one a sample, float32."""
+        return self.scored.rewards
 
 
 class Algorithm(Protocol[R]):

@@ -49,8 +49,7 @@ def collection(
         explored["effective_samples"] = advantages.effective_share(chains.weight)
     return Collection(
         rows=rows.transitions(chains, weighed, steps),
-        samples=acted.samples,
-        rewards=acted.rewards,
+        scored=acted.scored,
         queries=len(acted.samples),
         memory=memory,
         metrics={"advantage_clipped": (advantage != clipped).float().mean().item(), **explored},

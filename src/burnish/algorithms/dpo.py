@@ -116,12 +116,12 @@ class OfflineDPO:
         prompts = [pair.prompt for pair in drawn]
         chosen = experience.read(task, prompts, [pair.images["chosen"] for pair in drawn])
         rejected = experience.read(task, prompts, [pair.images["rejected"] for pair in drawn])
-        rewards = experience.score(task.reward, chosen)
+        scored = experience.assess(task.reward, chosen)
 
         def side(samples: Samples) -> rows.Endpoints:
             found = rows.endpoints(
                 *experience.encode(task, samples),
-                rewards,
+                scored.rewards,
                 draws=self.draws,
                 randomness=randomness.at("noised"),
             )
@@ -129,8 +129,7 @@ class OfflineDPO:
 
         return Collection(
             rows=rows.Pairs(chosen=side(chosen), rejected=side(rejected)),
-            samples=chosen,
-            rewards=rewards,
+            scored=scored,
             queries=len(chosen),
             memory=memory,
             metrics={},
@@ -235,8 +234,7 @@ def _collection(
     dead = len(advantages.without_spread(acted.rewards, size)) * size / len(acted.samples)
     return Collection(
         rows=pairs,
-        samples=acted.samples,
-        rewards=acted.rewards,
+        scored=acted.scored,
         queries=len(acted.samples),
         memory=memory,
         metrics={"groups_without_spread": dead},

@@ -57,8 +57,7 @@ def collection(
     )
     return Collection(
         rows=found,
-        samples=acted.samples,
-        rewards=acted.rewards,
+        scored=acted.scored,
         queries=len(acted.samples),
         memory=memory,
         metrics={"samples_used": len(places) / len(weights)},

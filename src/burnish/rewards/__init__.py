@@ -4,6 +4,11 @@ Those of burnish say by `differentiable` whether their gradient reaches the imag
 found out when it is first asked.
 """
 
+from burnish.rewards.combine import Combine as Combine
+from burnish.rewards.combine import Constraint as Constraint
+from burnish.rewards.combine import Gate as Gate
+from burnish.rewards.combine import Term as Term
+from burnish.rewards.diversity import Diversity as Diversity
 from burnish.rewards.files import Compressibility as Compressibility
 from burnish.rewards.files import Incompressibility as Incompressibility
 from burnish.rewards.files import WebPCompressibility as WebPCompressibility

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import burnish
-from burnish.reward import Reward, RewardError, score
+from burnish.reward import Reward, RewardError, name_of, score, unit_of
 from burnish.serving import tokens, wire
 
 MAX_BYTES = 128 * 2**20
@@ -52,6 +52,11 @@ class Offer:
         for name in ("max_bytes", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
+        if unit_of(self.reward) != "sample":
+            raise ValueError(
+                f"reward {name_of(self.reward)!r} compares the samples of a prompt, but a server sees some "
+                "of them at a time; let the run ask it itself"
+            )
 
 
 @contextmanager

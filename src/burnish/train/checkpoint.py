@@ -93,6 +93,7 @@ def _values(state: State) -> dict[str, Any]:
     return {
         "iteration": state.iteration,
         "queries": state.queries,
+        "reward": state.reward,
         "memory": {name: value for name, value in state.memory.items() if name not in weights},
         "weights": {name: len(tensors) for name, tensors in weights.items()},
     }
@@ -124,6 +125,7 @@ def _load(state: State, path: Path) -> None:
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.iteration = values["iteration"]
     state.queries = values["queries"]
+    state.reward = values.get("reward", {})
     device = state.parameters[0].device
     state.memory = values["memory"] | {
         name: [tensors[f"memory.{name}.{i}"].to(device) for i in range(count)]

@@ -24,6 +24,8 @@ from burnish.randomness import Randomness
 from burnish.reward import Reward, prepare
 from burnish.rollout import Samples
 from burnish.rows import Rows
+from burnish.scoring import Adapts, Told
+from burnish.scoring import means as part_means
 from burnish.train.settings import AdamW, Training, check
 from burnish.train.state import State, follow, start
 
@@ -38,7 +40,8 @@ class Iteration:
 
     number: counted from 1
     queries: rewards asked for since the run began
-    samples, rewards: what was collected
+    samples, rewards: what was collected; the rewards are those that are reported (`scoring.Scored.values`)
+    parts: what each reward that a composite one is made of says of them
     metrics: means over rows; `first_log_ratio` is the largest |log-ratio| in nats a dimension before
         the first update; `dropped`, where there are any, samples that were left out without a reward
     by_step: the same means for each row key (the denoising step, counted from noise)
@@ -49,6 +52,7 @@ class Iteration:
     queries: int
     samples: Samples
     rewards: Tensor
+    parts: Told
     metrics: Mapping[str, float]
     by_step: Mapping[str, Mapping[int, float]]
     seconds: Mapping[str, float]
@@ -99,16 +103,23 @@ def _iterate(
 ) -> Iteration:
     began = time.perf_counter()
     randomness = Randomness(seed).at("iteration", state.iteration)
-    levels = decays.moving(policy.sampler, state.iteration)
+    levels = dict(decays.moving(policy.sampler, state.iteration))
+    asked = reward
+    if isinstance(reward, Adapts):
+        levels |= reward.levels(state.iteration, state.reward)
+        asked = reward.at(state.iteration, state.reward)
     policy = policy.at(state.iteration, Randomness(seed).at("sampler"))
-    task = Task(policy, prompts, reward, training.samples, training.sample_batch)
+    task = Task(policy, prompts, asked, training.samples, training.sample_batch)
     collection = algorithm.collect(task, memory=state.memory, randomness=randomness)
     collected = time.perf_counter()
     diagnostics = _learn(policy, algorithm, collection.rows, training, optimizer, state, randomness)
     state.memory = collection.memory
+    if isinstance(reward, Adapts):
+        state.reward = reward.learned(collection.scored, state.reward)
     state.iteration += 1
     state.queries += collection.queries
     means, by_step = _summary(diagnostics)
+    parts = {f"part {name}": mean for name, mean in part_means(collection.scored.parts).items()}
     dropped = training.samples - len(collection.samples)
     if dropped:
         means["dropped"] = float(dropped)
@@ -116,8 +127,9 @@ def _iterate(
         number=state.iteration,
         queries=state.queries,
         samples=collection.samples,
-        rewards=collection.rewards,
-        metrics={**levels, **collection.metrics, **means},
+        rewards=collection.scored.values,
+        parts=collection.scored.parts,
+        metrics={**levels, **parts, **collection.metrics, **means},
         by_step=by_step,
         seconds={"collect": collected - began, "update": time.perf_counter() - collected},
     )

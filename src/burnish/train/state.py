@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class State:
     iteration: how many are finished
     queries: rewards asked for in training
     memory: what the algorithm carries on
+    reward: what a reward that `Adapts` carries on
     average: running average of the trainable weights, if asked for
     """
 
@@ -30,6 +32,7 @@ class State:
     iteration: int = 0
     queries: int = 0
     memory: Memory = field(default_factory=dict)
+    reward: Mapping[str, Any] = field(default_factory=dict)
 
 
 def start(denoiser: Denoiser, optimizer: AdamW, *, averaged: bool) -> State:
