@@ -143,6 +143,22 @@ def top_fraction(rewards: Rewards, groups: Sequence[str], fraction: float) -> Re
     return weights
 
 
+def centred(values: Rewards, groups: Sequence[str]) -> Rewards:
+    """Deviations from the mean of each group, in standard deviations of all of these (population form).
+
+    groups: one a value; a value that is alone in its group is centred by the mean of all. Without spread, 0
+    """
+    deviation = values.double() - values.double().mean()
+    for indices in _grouped(groups).values():
+        if len(indices) > 1:
+            own = values[indices].double()
+            deviation[indices] = own - own.mean()
+    spread = deviation.square().mean().sqrt()
+    if spread <= 1e-7 * values.abs().max():
+        return torch.zeros_like(values)
+    return (deviation / spread).to(values.dtype)
+
+
 def within_groups(rewards: Rewards, groups: Sequence[str]) -> Rewards:
     """Standardised within each group. groups: one a reward; a group without spread, or of one, has 0"""
     values = torch.zeros_like(rewards)

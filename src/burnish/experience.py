@@ -32,6 +32,7 @@ from burnish.rollout import (
 )
 from burnish.rows import Rows
 from burnish.scoring import Answer, Scored, ask, assess, join_scored, weigh
+from burnish.shaping import Potential
 
 R = TypeVar("R", bound=Rows)
 
@@ -42,6 +43,7 @@ class Task:
 
     samples: to be drawn an iteration
     batch: samples, or rows without gradient, computed at once
+    potential: by which the chains of a policy gradient are shaped, if any
     """
 
     policy: Policy
@@ -49,6 +51,7 @@ class Task:
     reward: Reward
     samples: int
     batch: int
+    potential: Potential | None = None
 
 
 @dataclass(frozen=True, slots=True)

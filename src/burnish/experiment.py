@@ -26,6 +26,7 @@ from burnish.recipe import Plugin, Recipe, Rewards, Single
 from burnish.reward import Reward, is_deterministic, name_of, prepare, unit_of
 from burnish.reward_cache import Cached, Counts
 from burnish.rewards.combine import Combine
+from burnish.shaping import Potential
 from burnish.tables import ConfigError
 from burnish.track.console import Console
 from burnish.train import checkpoint
@@ -43,6 +44,7 @@ class Experiment:
     policy: what is trained
     shown: the same denoiser under the sampler that evaluates and draws
     watched: the reward that is measured beside, if any
+    potential: that shapes the chains, if any
     counts: of the cache that both share, if the recipe has one
     """
 
@@ -51,6 +53,7 @@ class Experiment:
     shown: Policy
     reward: Reward
     watched: Reward | None
+    potential: Potential | None
     counts: Counts = field(default_factory=Counts)
 
     @property
@@ -67,6 +70,9 @@ def assemble(recipe: Recipe) -> Experiment:
 
     reward = resolve(recipe.reward, cached)
     watched = None if watched is None else resolve(watched, cached)
+    shaping, potential = recipe.shaping, None
+    if shaping is not None:
+        potential = Potential(resolve(shaping.reward, cached), shaping.weight)
     model = recipe.model
     denoiser = hub.load(
         model.name,
@@ -78,7 +84,7 @@ def assemble(recipe: Recipe) -> Experiment:
     )
     policy = Policy(denoiser, recipe.sampler, storage=getattr(torch, model.dtype))
     shown = replace(policy, sampler=recipe.evaluation.sampler or recipe.sampler)
-    return Experiment(recipe, policy, shown, reward, watched, counts)
+    return Experiment(recipe, policy, shown, reward, watched, potential, counts)
 
 
 def resolve(reward: Rewards, around: Callable[[Reward], Reward] = lambda one: one) -> Reward:
@@ -124,7 +130,8 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool) -> bool:
     """
     _prepare(recipe, folder, resume=resume)
     experiment = assemble(recipe)
-    for reward in (experiment.reward, experiment.watched):
+    potential = experiment.potential
+    for reward in (experiment.reward, experiment.watched, potential and potential.reward):
         if reward is not None:
             prepare(reward)
     averaged = recipe.training.ema is not None
@@ -190,6 +197,7 @@ def _drive(
         experiment.reward,
         training=recipe.training,
         optimizer=recipe.optimizer,
+        potential=experiment.potential,
         seed=recipe.seed,
         state=state,
     )

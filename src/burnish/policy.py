@@ -146,6 +146,16 @@ class Policy:
         prediction = self.denoiser.predict(x, self.kernel.time(step), cond)
         return self.kernel.transition(step, x, prediction)
 
+    def clean(self, step: Int[Tensor, " batch"], x: Tensor, cond: Cond) -> Tensor:
+        """The network's estimate of the clean state before each step.
+
+        It is the mean of a step that lands on clean data, whatever the sampler.
+        """
+        one, zero = torch.ones_like(self.kernel.std), torch.zeros_like(self.kernel.std)
+        landing = replace(self.kernel, clean=one, noise=zero, std=zero)
+        prediction = self.denoiser.predict(x, self.kernel.time(step), cond)
+        return landing.transition(step, x, prediction).mean
+
     def finish(self, x: Tensor, cond: Cond) -> Tensor:
         """Clean states of a chain that has walked its steps: what the kernel's tail makes of them, if any."""
         if self.kernel.tail is None:

@@ -106,6 +106,21 @@ Rewards = Single | Combine[Single]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """Potential-based shaping of denoising chains (Ng et al. 1999), for the policy gradients on them."""
+
+    reward: Single
+    """Of the clean sample that the network foresees at each trained step: the potential. It is asked
+    once for each."""
+    weight: float = 0.5
+    """Of the potential, in standard deviations of the reward; best is how strongly the two correlate."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"weight = {self.weight}, expected a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     every: int = 10
     """Iterations between two evaluations; the first and the last model are always evaluated."""
@@ -176,6 +191,8 @@ class Recipe:
         | AlignProp
         | ReFL
     ) = field(default_factory=DDPOIS)
+    shaping: Shaping | None = None
+    """None by default."""
     training: Training = field(default_factory=Training)
     optimizer: AdamW = field(default_factory=AdamW)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -204,6 +221,11 @@ class Recipe:
             )
         if self.algorithm.differentiates_reward:
             _check_walked(NAMES[type(self.algorithm)], self.sampler)
+        if self.shaping is not None and not isinstance(self.algorithm, Explores):
+            raise ValueError(
+                f"shaping: algorithm.name = {NAMES[type(self.algorithm)]!r} is no policy gradient on chains, "
+                "so there is nothing to shape; leave it out, or take ddpo-is, ddpo-sf, grpo or dpok"
+            )
         if isinstance(self.algorithm, Explores):
             _check_exploration(self.algorithm, self.model)
         _check_steps(self.algorithm.train_steps, self.sampler.num_steps)

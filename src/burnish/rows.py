@@ -360,15 +360,8 @@ def _advance(policy: Policy, k: int, cond: Cond, noise: Tensor, x: Tensor) -> Te
 
 
 def jump(policy: Policy, rows: Contexts) -> Float[Tensor, "rows *event"]:
-    """The network's estimate of the clean sample at each row's state; carries the gradient.
-
-    It is the mean of a step that lands on clean data, whatever the sampler.
-    """
-    kernel = policy.kernel
-    one, zero = torch.ones_like(kernel.std), torch.zeros_like(kernel.std)
-    landing = replace(kernel, clean=one, noise=zero, std=zero)
-    prediction = policy.denoiser.predict(rows.x, kernel.time(rows.step), rows.cond)
-    return landing.transition(rows.step, rows.x, prediction).mean
+    """The network's estimate of the clean sample at each row's state; carries the gradient."""
+    return policy.clean(rows.step, rows.x, rows.cond)
 
 
 P = TypeVar("P", bound=Rows)

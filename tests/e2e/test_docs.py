@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from burnish.portraits.prompts import Portraits
+from burnish.reward import score
 from burnish.rollout import Samples
+from burnish.scoring import assess
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +50,13 @@ def test_a_network_of_ones_own_trains_without_diffusers(capsys):
 
 def test_rewards_of_ones_own_give_one_number_a_sample():
     samples = Samples(torch.rand(5, 3, 8, 8), ("a cat",) * 5, ({},) * 5)
-    redness, blueness = (run(code) for code in blocks("docs/reward.md"))
-    assert redness["redness"](samples).shape == (5,)
-    assert blueness["blueness"](samples).shape == (5,)
+    given = {name: value for code in blocks("docs/reward.md") for name, value in run(code).items()}
+    for name in ("redness", "blueness", "unlike_the_others", "more_red"):
+        assert score(given[name], samples).shape == (5,)
+
+
+def test_the_reward_that_is_combined_in_the_docs_is_one():
+    (code,) = blocks("docs/rewards-combined.md")
+    samples = next(iter(Portraits().held_out(1)))
+    images = Samples(torch.rand(2, 3, 64, 64), (samples.text,) * 2, (samples.metadata,) * 2)
+    assert [*assess(run(code)["reward"], images).parts] == ["sharp", "faithful"]

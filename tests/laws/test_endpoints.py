@@ -203,7 +203,9 @@ def collected(algorithm, *values: float, memory=None, policy=None, seed=0):
     """A collection whose rewards are `values`, whatever the samples are."""
     policy = policy or Policy(linear(), DDIM(num_steps=3))
     asked = Always(prompts("a cat", "a dog"))
-    task = Task(policy, asked, lambda _: torch.tensor(values), samples=len(values), batch=3)
+    task = Task(
+        policy, asked, lambda _: torch.tensor(values), samples=len(values), batch=len(values)
+    )
     return algorithm.collect(task, memory=memory or {}, randomness=Randomness(seed))
 
 

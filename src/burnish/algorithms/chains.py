@@ -23,6 +23,7 @@ TrainSteps = int | tuple[int, ...] | None
 
 
 def collection(
+    task: Task,
     acted: Experience,
     advantage: Tensor,
     memory: Memory,
@@ -33,13 +34,19 @@ def collection(
     discount: float = 1.0,
     exploration: Exploration | None = None,
 ) -> Collection[rows.Transitions]:
-    """The chosen steps of all chains, each with its chain's advantage, clipped to +- `advantage_clip` and
-    then discounted.
+    """The chosen steps of all chains, each with its chain's advantage: shaped by the task's potential, then
+    clipped to +- `advantage_clip`, then discounted.
 
     advantage: one a chain, or one for each scored step of each chain
     """
-    chains = acted.trajectory
+    chains, queries, shaped = acted.trajectory, len(acted.samples), {}
     steps = chosen_steps(chains.steps, train_steps, randomness.at("steps"))
+    if task.potential is not None:
+        advantage, share = task.potential.shaped(
+            task.policy, chains, acted.samples, advantage, steps, task.batch
+        )
+        queries *= 1 + len(steps)
+        shaped = {"potential_explains": share}
     clipped = advantage.clamp(-advantage_clip, advantage_clip)
     weighed = clipped
     if discount != 1:
@@ -50,9 +57,13 @@ def collection(
     return Collection(
         rows=rows.transitions(chains, weighed, steps),
         scored=acted.scored,
-        queries=len(acted.samples),
+        queries=queries,
         memory=memory,
-        metrics={"advantage_clipped": (advantage != clipped).float().mean().item(), **explored},
+        metrics={
+            "advantage_clipped": (advantage != clipped).float().mean().item(),
+            **shaped,
+            **explored,
+        },
     )
 
 

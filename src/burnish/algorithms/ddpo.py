@@ -177,6 +177,7 @@ def collect(
     acted = experience.act(task, prompts, randomness, explore=explore)
     advantage, memory, judged = _advantages(settings.baseline, acted, memory, randomness)
     found = chains.collection(
+        task,
         acted,
         advantage,
         memory,

@@ -70,6 +70,7 @@ class GRPO:
         explore = behaviour(self.exploration, task.policy, memory)
         acted, queries, dead = _groups(self, task, randomness, explore)
         found = chains.collection(
+            task,
             acted,
             advantages.group_relative(acted.rewards, self.group_size, self.spread),
             memory,
@@ -79,8 +80,11 @@ class GRPO:
             discount=self.discount,
             exploration=self.exploration,
         )
+        redrawn = queries - len(acted.samples)
         found = replace(
-            found, queries=queries, metrics={**found.metrics, "groups_without_spread": dead}
+            found,
+            queries=found.queries + redrawn,
+            metrics={**found.metrics, "groups_without_spread": dead},
         )
         return chains.with_reference(task, found) if self.kl else found
 

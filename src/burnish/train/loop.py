@@ -26,6 +26,7 @@ from burnish.rollout import Samples
 from burnish.rows import Rows
 from burnish.scoring import Adapts, Told
 from burnish.scoring import means as part_means
+from burnish.shaping import Potential
 from burnish.train.settings import AdamW, Training, check
 from burnish.train.state import State, follow, start
 
@@ -70,11 +71,13 @@ def train(
     *,
     training: Training | None = None,
     optimizer: AdamW | None = None,
+    potential: Potential | None = None,
     seed: int = 0,
     state: State | None = None,
 ) -> Iterator[Iteration]:
     """Train the policy's denoiser in place; one report an iteration.
 
+    potential: shapes the chains of a policy gradient; see `Potential`
     state: to go on from; by default the beginning
 
     Raises ValueError for settings that cannot be, `RewardError` for a reward that fails, and
@@ -85,10 +88,14 @@ def train(
     optimizer = optimizer or AdamW()
     check(algorithm, training)
     prepare(reward)
+    if potential is not None:
+        prepare(potential.reward)
     if state is None:
         state = start(policy.denoiser, optimizer, averaged=training.ema is not None)
     while state.iteration < training.iterations:
-        yield _iterate(policy, algorithm, prompts, reward, training, optimizer, seed, state)
+        yield _iterate(
+            policy, algorithm, prompts, reward, potential, training, optimizer, seed, state
+        )
 
 
 def _iterate(
@@ -96,6 +103,7 @@ def _iterate(
     algorithm: Algorithm,
     prompts: PromptSource,
     reward: Reward,
+    potential: Potential | None,
     training: Training,
     optimizer: AdamW,
     seed: int,
@@ -109,7 +117,7 @@ def _iterate(
         levels |= reward.levels(state.iteration, state.reward)
         asked = reward.at(state.iteration, state.reward)
     policy = policy.at(state.iteration, Randomness(seed).at("sampler"))
-    task = Task(policy, prompts, asked, training.samples, training.sample_batch)
+    task = Task(policy, prompts, asked, training.samples, training.sample_batch, potential)
     collection = algorithm.collect(task, memory=state.memory, randomness=randomness)
     collected = time.perf_counter()
     diagnostics = _learn(policy, algorithm, collection.rows, training, optimizer, state, randomness)
