@@ -213,7 +213,7 @@ def test_a_reward_that_fails_stops_the_run_and_loses_nothing(tmp_path):
     assert (tmp_path / "samples" / "held-out-000000" / "0003.png").is_file()
 
 
-def test_a_run_with_a_constraint_goes_on_with_its_multiplier(tmp_path):
+def test_a_run_with_a_constraint_and_a_potential_goes_on_as_it_began(tmp_path):
     """The bound is beyond reach, so the multiplier rises in every iteration."""
     recipe = tmp_path / "constrained.toml"
     recipe.write_text("""
@@ -222,6 +222,8 @@ def test_a_run_with_a_constraint_goes_on_with_its_multiplier(tmp_path):
         name = "combine"
         terms = { small = { reward = { name = "compressibility" }, normalise = "z-score", over = "batch" } }
         constraints = { bright = { reward = { name = "brightness" }, at_least = 2.0 } }
+        [shaping]
+        reward = { name = "brightness" }
     """)
     overrides = [*SMALL, "--evaluation.every=1"]
 
@@ -236,6 +238,7 @@ def test_a_run_with_a_constraint_goes_on_with_its_multiplier(tmp_path):
     multipliers = [line["metrics"]["multiplier bright"] for line in measured[1:]]
     assert multipliers == sorted({0.0, *multipliers})
     assert measured[1]["metrics"]["part bright"] == pytest.approx(2.0 - multipliers[1])
+    assert measured[1]["queries"] == 8 * (1 + 3)  # three trained steps are shaped
     assert measured[3]["held_out"]["held-out small"] == measured[3]["held_out"]["mean"]
 
 
