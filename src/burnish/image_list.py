@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ class Entry:
 def read(path: str, keys: Sequence[str]) -> list[Entry]:
     """The lines of a file, or of `metadata.jsonl` in a folder; blank ones are passed over.
 
+    path: of the file or the folder; `package:path` for one inside an installed Python package
+
     A line is an object with a text `prompt`, and under each of `keys` the path of an image, relative to the
     file's folder. Images are opened, but not read whole.
 
     Raises ValueError that names the line and the key for what is missing or not so.
     """
-    file = Path(path) / LISTED if Path(path).is_dir() else Path(path)
+    place = _place(path)
+    file = place / LISTED if place.is_dir() else place
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -45,6 +49,18 @@ def read(path: str, keys: Sequence[str]) -> list[Entry]:
     if not found:
         raise ValueError(f"{str(file)!r} has no lines, expected {_expected(keys)} in each")
     return found
+
+
+def _place(path: str) -> Path:
+    package, colon, inside = path.partition(":")
+    if not colon or Path(path).exists():
+        return Path(path)
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    folders = spec.submodule_search_locations if spec else None
+    return Path(folders[0]) / inside if folders else Path(path)
 
 
 def _entry(line: str, keys: Sequence[str], folder: Path, where: str) -> Entry:

@@ -153,11 +153,13 @@ def test_a_shipped_grid_is_valid(path):
 
 
 def test_the_papers_comparison_is_whole():
-    grid, _ = load_grid("paper")
-    assert set(grid.rewards) == {"compressibility", "incompressibility", "portrait-alignment"}
+    grids = [load_grid(name)[0] for name in ("paper", "alignment")]
+    rewards = {name for grid in grids for name in grid.rewards}
+    assert rewards == {"compressibility", "incompressibility", "portrait-likelihood"}
     papers = {"ddpo-is", "ddpo-sf", "rwr", "rwr-sparse"}
-    assert papers | {"grpo", "nft", "awm", "dpo", "best-of"} == set(grid.algorithms)
-    assert len(grid.seeds) >= 3
+    for grid in grids:
+        assert papers | {"grpo", "nft", "awm", "dpo", "best-of"} == set(grid.algorithms)
+        assert len(grid.seeds) >= 3
 
 
 @pytest.mark.parametrize(

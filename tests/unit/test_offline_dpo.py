@@ -23,6 +23,8 @@ from burnish.images import from_pil, read_image, to_pil
 from burnish.policy import MediaEncoder, Policy, snapshot
 from burnish.prompts import Prompt
 from burnish.randomness import Randomness
+from burnish.reward import score
+from burnish.rewards import Compressibility
 from burnish.rollout import Samples
 from burnish.samplers.ddim import DDIM
 from burnish.tables import ConfigError
@@ -285,3 +287,19 @@ def test_descent_on_the_loss_lowers_the_error_of_the_chosen_against_that_of_the_
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[-1] < math.log(2) / 2
     assert (falls(pairs.chosen) > falls(pairs.rejected)).all()
+
+
+def test_pairs_may_lie_in_an_installed_package_and_the_shipped_ones_are_in_order():
+    pairs = image_list.read("burnish:portraits/pairs", ("chosen", "rejected"))
+    assert len(pairs) == 96
+
+    def rewards(key):
+        media = torch.stack([read_image(pair.images[key], 64, 64) for pair in pairs])
+        return score(Compressibility(), Samples(media, ("",) * 96, ({},) * 96))
+
+    assert (rewards("chosen") > rewards("rejected")).all()
+    chosen = image_list.read("burnish:portraits/pairs/chosen.jsonl", ("image",))
+    assert [each.images["image"] for each in chosen] == [each.images["chosen"] for each in pairs]
+    for nowhere in ("burnish:portraits/none", "no_such_package:pairs", ".bad:pairs"):
+        with pytest.raises(ValueError, match=f"'{nowhere}.*' cannot be read|none' cannot be read"):
+            image_list.read(nowhere, ("image",))
