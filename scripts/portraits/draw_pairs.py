@@ -2,8 +2,8 @@
 
     python scripts/portraits/draw_pairs.py src/burnish/portraits/pairs
 
-The base model draws eight portraits of each prompt; the one that compresses best as JPEG is chosen, the worst is
-rejected. `metadata.jsonl` lists the pairs, `chosen.jsonl` the chosen alone.
+The base model draws eight portraits of each prompt; the one that compresses best as JPEG is chosen, the worst
+is rejected. `metadata.jsonl` lists the pairs, `chosen.jsonl` the chosen alone.
 """
 
 from __future__ import annotations
