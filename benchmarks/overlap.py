@@ -2,10 +2,10 @@
 
     python benchmarks/overlap.py --repeats 5
 
-The reward sleeps as long for each batch as the model takes to draw one, where hiding is hardest. Sampling alone
-(a reward that costs nothing) and both, as a run does it, take turns. Hidden is (sampling + reward - both) / the
-shorter of the two: 1 for an ideal overlap. The first batch has nothing to hide behind, so with n batches 1 - 1/n
-is the most.
+The reward sleeps as long for each batch as the model takes to draw one, where hiding is hardest. Sampling
+alone (a reward that costs nothing) and both, as a run does it, take turns. Hidden is (sampling + reward -
+both) / the shorter of the two: 1 for an ideal overlap. The first batch has nothing to hide behind, so with
+n batches 1 - 1/n is the most.
 """
 
 from __future__ import annotations
