@@ -27,9 +27,9 @@ class AnswerSimilarity:
     version: ClassVar[int] = 1
 
     question: str = "Answer concisely: what is going on in this image?"
-    """{prompt} stands for the sample's prompt. By default the paper's, which does not give the prompt away."""
+    """{prompt} stands for the sample's prompt, which the question of the authors' code does not give away."""
     expected: str = "The image contains {prompt}"
-    """What the answer is compared with; {prompt} stands for the sample's prompt. The paper's."""
+    """What the answer is compared with; {prompt} stands for the sample's prompt. As in the authors' code."""
     measure: Sentences | BERTScore = field(default_factory=Sentences)
     """How alike two texts are; recall of BERTScore in the paper."""
     max_tokens: int = 64

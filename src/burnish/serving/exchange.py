@@ -118,7 +118,7 @@ class Exchange:
         said = f"HTTP {status}, {told}" if told else f"HTTP {status}"
         if 400 <= status < 500 and status not in (408, 429):
             return Refusal(f"{said}{self._advice.get(status, '')}")
-        after = _asked_for(response.headers["Retry-After"])
+        after = asked_for(response.headers["Retry-After"])
         return Failure(said, of_server=kind != "reward", after=after)
 
     def _too_late(self) -> Failure:
@@ -184,7 +184,7 @@ def _told(answer: bytes) -> tuple[str, str]:
     return str(kind)[:LONGEST_MESSAGE], str(message)[:LONGEST_MESSAGE]
 
 
-def _asked_for(retry_after: str | None) -> float:
+def asked_for(retry_after: str | None) -> float:
     """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3: a number of them, or a date); 0 for none, and
     for one that says neither."""
     if retry_after is None:

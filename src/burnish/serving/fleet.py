@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor
@@ -127,16 +127,21 @@ def _token(settings: Settings) -> str | None:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """under_way, served: requests. failures: in a row; why: the last. rests_until: by the monotonic clock.
-    greeted: it was greeted, in this call and since it failed last."""
+    """under_way, served: requests. failures: in a row; of: whose these were; why: the last. rests_until: by
+    the monotonic clock. greeted: it was greeted, in this call and since it failed last."""
 
     url: str
     under_way: int = 0
     served: int = 0
     failures: int = 0
+    of: set[str] = field(default_factory=set)
     rests_until: float = 0.0
     why: str = ""
     greeted: bool = False
+
+    def is_given_up(self, retries: int) -> bool:
+        """One request alone may fail for ever by its own fault; a server that is well answers others."""
+        return self.failures > retries and len(self.of) > 1
 
 
 class _Fleet:
@@ -196,7 +201,7 @@ class _Fleet:
             answer = self._answered(server, request, body)
         except Failure as failure:
             if failure.of_server:
-                self._failed(server, began, failure)
+                self._failed(server, request.whose, began, failure)
             raise
         finally:
             with self._changed:
@@ -205,6 +210,7 @@ class _Fleet:
         with self._changed:
             server.served += 1
             server.failures = 0
+            server.of.clear()
         return answer
 
     def _answered(self, server: _Server, request: Request[T], body: bytes) -> T:
@@ -224,7 +230,7 @@ class _Fleet:
         """The least busy of the servers that do not rest; waits while all do, and for a turn.
 
         One that has failed is tried by one request at a time, while others are well. Raises Failure once
-        each has failed more often in a row than there are retries.
+        each has failed more often in a row than there are retries, several requests.
         """
 
         def order(server: _Server) -> tuple[bool, int, int]:
@@ -233,10 +239,11 @@ class _Fleet:
 
         with self._changed:
             while not self._over:
-                if all(server.failures > self._settings.retries for server in self._servers):
+                retries = self._settings.retries
+                if all(server.is_given_up(retries) for server in self._servers):
                     server = self._servers[0]
                     raise Failure(
-                        f"every server has failed {1 + self._settings.retries} times in a row; "
+                        f"every server has failed {1 + retries} times in a row; "
                         f"{server.url}: {server.why}"
                     )
                 now = time.monotonic()
@@ -251,9 +258,10 @@ class _Fleet:
                     return chosen
         raise Stopped
 
-    def _failed(self, server: _Server, began: float, failure: Failure) -> None:
+    def _failed(self, server: _Server, whose: str, began: float, failure: Failure) -> None:
         """Requests that were under way when it failed all fail with it, and count once."""
         with self._changed:
+            server.of.add(whose)
             if began >= server.rests_until:
                 server.failures += 1
                 server.why = str(failure)
