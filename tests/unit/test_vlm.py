@@ -313,8 +313,24 @@ def test_a_cache_asks_once_and_keeps_apart_what_is_asked_otherwise(tmp_path):
         replace(asker, reading=AnswerSimilarity()),
         replace(asker, reading=AnswerSimilarity(measure=BERTScore())),
     ]
+    others += [replace(asker, servers=("http://another",))]
     found = {keys(each, samples)[0] for each in [asker, *others]}
-    assert len(found) == 6
+    assert len(found) == 7
+
+
+def test_a_cache_keeps_its_answers_when_only_their_way_changes():
+    asker = vlm("http://here")
+    ways = {
+        "requests_per_minute": 60.0,
+        "timeout": 1.0,
+        "retries": 9,
+        "backoff": 9.0,
+        "concurrency": 99,
+        "token_variable": "OURS",
+        "on_failure": "drop",
+    }
+    assert ways.keys() == VLM.transport
+    assert keys(replace(asker, **ways), noisy(2)) == keys(asker, noisy(2))
 
 
 def test_answers_by_chance_are_not_kept(tmp_path):

@@ -30,6 +30,18 @@ class VLM:
 
     differentiable: ClassVar[bool] = False
     version: ClassVar[int] = 1
+    transport: ClassVar[frozenset[str]] = frozenset(
+        {
+            "requests_per_minute",
+            "timeout",
+            "retries",
+            "backoff",
+            "concurrency",
+            "token_variable",
+            "on_failure",
+        }
+    )
+    """Settings that do not change what the model says; a cache keeps its answers over them."""
 
     servers: tuple[str, ...]
     """Addresses of the API, such as `http://127.0.0.1:8000/v1`; all must serve the same model."""
