@@ -40,11 +40,14 @@ from burnish.rewards.learned.clip_score import CLIPScore
 from burnish.rewards.learned.hps_v2 import HPSv2
 from burnish.rewards.learned.image_reward import ImageReward
 from burnish.rewards.learned.pick_score import PickScore
+from burnish.rewards.learned.similarity import BERTScore, Sentences
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.readings import AnswerSimilarity, Grade, YesNo
 from burnish.rewards.reference import Similarity, StructuralSimilarity
 from burnish.rewards.remote import Remote
 from burnish.rewards.statistics import Brightness, Colourfulness, Contrast, Entropy, Sharpness
 from burnish.rewards.symmetry import MirrorSymmetry, RotationSymmetry
+from burnish.rewards.vlm import VLM
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
 from burnish.samplers.dpm import DPMSolver
@@ -99,6 +102,7 @@ Single = (
     | HPSv2
     | ImageReward
     | Diversity
+    | VLM
     | Remote
     | Plugin
 )
@@ -291,7 +295,9 @@ NAMES: Mapping[type, str] = {
     Aesthetic: "aesthetic",
     AlignProp: "align-prop",
     Animals: "animals",
+    AnswerSimilarity: "similarity",
     AWM: "awm",
+    BERTScore: "bert-score",
     BestOf: "best-of",
     Brightness: "brightness",
     CLIPScore: "clip-score",
@@ -318,6 +324,7 @@ NAMES: Mapping[type, str] = {
     FlowODE: "flow-ode",
     FlowSDE: "flow-sde",
     Full: "full",
+    Grade: "grade",
     GRPO: "grpo",
     HPSv2: "hps-v2",
     ImageReward: "image-reward",
@@ -339,15 +346,18 @@ NAMES: Mapping[type, str] = {
     Remote: "remote",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
+    Sentences: "sentences",
     SFT: "sft",
     Sharpness: "sharpness",
     Similarity: "similarity",
     StructuralSimilarity: "structural-similarity",
     Unguided: "unguided",
+    VLM: "vlm",
     WebPCompressibility: "webp-compressibility",
     WebPIncompressibility: "webp-incompressibility",
     WholeBatch: "whole-batch",
     Wider: "wider",
     Window: "window",
+    YesNo: "yes-no",
 }
 """What a table's `name` calls a class where there is a choice."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from burnish import reward_key
-from burnish.reward import Prepares, Reward, RewardError, checked, name_of
+from burnish.reward import Prepares, Reward, RewardError, Unanswered, checked, name_of
 from burnish.rollout import Samples
 
 FILE = "rewards.sqlite"
@@ -54,8 +54,9 @@ class Cached:
     """A reward whose values are kept on disk: it is asked once about each sample, by any process.
 
     It answers what the reward does, exactly, if the reward of a sample depends on that sample alone. Where a
-    gradient is asked for, the reward itself is. Only whole, finite answers are kept. A damaged file or entry
-    is never believed: there is a warning, and the reward is asked. Several may share a folder.
+    gradient is asked for, the reward itself is. Only finite answers are kept, also where the reward leaves
+    other samples `Unanswered`, which this passes on. A damaged file or entry is never believed: there is a
+    warning, and the reward is asked. Several may share a folder.
 
     Raises ValueError for a reward that cannot be cached (see `reward_key.identity`).
     """
@@ -83,10 +84,10 @@ class Cached:
         keys = reward_key.keys(self.reward, samples)
         known = _read(self.folder, list(dict.fromkeys(keys)))
         asked = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
+        missing = None
         if asked:
-            places = sorted(asked.values())
+            values, places, missing = self._asked(samples, sorted(asked.values()))
             part = samples.pick(places)
-            values = self.reward(part)
             try:
                 fresh = checked(values, self.reward, part).detach().tolist()
             except RewardError:
@@ -95,7 +96,22 @@ class Cached:
             _write(self.folder, computed)
             known = {**known, **computed}
         self.counts.add(len(asked), len(keys) - len(asked))
+        if missing is not None:
+            rewards = {place: known[key] for place, key in enumerate(keys) if key in known}
+            raise Unanswered(str(missing), self, rewards)
         return torch.tensor([known[key] for key in keys], dtype=torch.float32)
+
+    def _asked(
+        self, samples: Samples, places: list[int]
+    ) -> tuple[object, list[int], Unanswered | None]:
+        """What the reward says of the samples at `places`, of which of these, and why not of all."""
+        try:
+            return self.reward(samples.pick(places)), places, None
+        except Unanswered as error:
+            if error.reward is not self.reward:
+                raise
+            answered = sorted(error.rewards)
+            return [error.rewards[i] for i in answered], [places[i] for i in answered], error
 
 
 def _read(folder: str, keys: Sequence[bytes]) -> dict[bytes, float]:

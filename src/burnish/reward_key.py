@@ -49,7 +49,8 @@ def identity(reward: Reward) -> Any:
     """What tells a reward from all others, of JSON types: where it is defined, its settings, its version.
 
     Settings are the fields of a dataclass, or the attributes of another object; those that begin with an
-    underscore are left to the version.
+    underscore are left to the version. Those that the reward calls `transport` say how an answer comes, not
+    what it is, and are left out.
 
     Raises ValueError for a reward that is not deterministic, has no `version`, or cannot be told from others.
     """
@@ -98,7 +99,12 @@ def _defined(value: Any, where: str) -> Any:
             "tables of these, a function at the top of a module, a dataclass, or an object with a `version`. "
             "An attribute that begins with an underscore is left out: the reward's `version` speaks for it"
         )
-    told = {key: each for key, each in settings.items() if not key.startswith("_")}
+    transport = getattr(value, "transport", ())
+    told = {
+        key: each
+        for key, each in settings.items()
+        if not key.startswith("_") and key not in transport
+    }
     return {"defined": place, "version": _version(value), "settings": _plain(told, where)}
 
 

@@ -23,7 +23,14 @@ from burnish.config import load_recipe
 from burnish.folder import RunFolder, lines
 from burnish.images import to_pil
 from burnish.report import record
-from burnish.reward import RewardError, differentiable, prepare, score
+from burnish.reward import (
+    RewardError,
+    Unanswered,
+    differentiable,
+    prepare,
+    score,
+    score_answered,
+)
 from burnish.reward_cache import FILE, Cached
 from burnish.reward_key import keys
 from burnish.rewards import Brightness, Compressibility, Incompressibility, Similarity
@@ -83,6 +90,36 @@ def test_what_one_has_kept_another_answers(tmp_path):
     second = Cached(reward=redness, folder=folder)
     assert torch.equal(score(second, SAMPLES), score(redness, SAMPLES))
     assert second.counts.take() == {"computed": 0, "answered": MANY}
+
+
+def test_what_is_left_unanswered_is_passed_on_and_what_was_answered_is_kept(tmp_path):
+    """Of samples 0 to 5, 2 is known already; of the others, 1 and 4 are left unanswered, and asked again."""
+
+    def partly(samples):
+        places = [known["hair"]["colours"][1] for known in samples.metadata]
+        asked.append(places)
+        values = redness(samples).tolist()
+        answered = {i: values[i] for i, place in enumerate(places) if place not in bad}
+        if len(answered) < len(places):
+            raise Unanswered("two are missing", partly, answered)
+        return redness(samples)
+
+    partly.version = 1
+    asked: list[list[int]] = []
+    bad = {1, 4}
+    # a function inside another has no place to be told by
+    partly.__qualname__ = "partly"
+    samples = SAMPLES[:6]
+    cached = Cached(reward=partly, folder=str(tmp_path))
+    score(cached, samples[2:3])
+    rewards, places = score_answered(cached, samples)
+    assert places == [0, 2, 3, 5]
+    assert torch.equal(rewards, score(redness, samples.pick(places)))
+    with pytest.raises(Unanswered, match="two are missing"):
+        score(cached, samples)
+    bad.clear()
+    assert torch.equal(score(cached, samples), score(redness, samples))
+    assert asked == [[2], [0, 1, 3, 4, 5], [1, 4], [1, 4]]
 
 
 # --- the key

@@ -18,8 +18,13 @@ from burnish.rewards.learned.clip_score import CLIPScore as CLIPScore
 from burnish.rewards.learned.hps_v2 import HPSv2 as HPSv2
 from burnish.rewards.learned.image_reward import ImageReward as ImageReward
 from burnish.rewards.learned.pick_score import PickScore as PickScore
+from burnish.rewards.learned.similarity import BERTScore as BERTScore
+from burnish.rewards.learned.similarity import Sentences as Sentences
 from burnish.rewards.portraits import PortraitAlignment as PortraitAlignment
 from burnish.rewards.portraits import PortraitLikelihood as PortraitLikelihood
+from burnish.rewards.readings import AnswerSimilarity as AnswerSimilarity
+from burnish.rewards.readings import Grade as Grade
+from burnish.rewards.readings import YesNo as YesNo
 from burnish.rewards.reference import Similarity as Similarity
 from burnish.rewards.reference import StructuralSimilarity as StructuralSimilarity
 from burnish.rewards.remote import Remote as Remote
@@ -30,3 +35,4 @@ from burnish.rewards.statistics import Entropy as Entropy
 from burnish.rewards.statistics import Sharpness as Sharpness
 from burnish.rewards.symmetry import MirrorSymmetry as MirrorSymmetry
 from burnish.rewards.symmetry import RotationSymmetry as RotationSymmetry
+from burnish.rewards.vlm import VLM as VLM

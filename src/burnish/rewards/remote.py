@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
-from urllib.parse import urlsplit
+
+from burnish.rewards import servers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,20 +44,9 @@ class Remote:
     them. An evaluation stops in either case."""
 
     def __post_init__(self) -> None:
-        if not self.servers:
-            raise ValueError("servers is empty, expected at least one address")
-        for server in self.servers:
-            _check_address(server)
-        if len({*self.servers}) < len(self.servers):
-            raise ValueError(f"servers = {list(self.servers)}: one of them is there twice")
-        for name in ("batch", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
-        if self.timeout <= 0:
-            raise ValueError(f"timeout = {self.timeout}, expected a positive number of seconds")
-        for name in ("retries", "backoff"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}, expected 0 or more")
+        servers.check(self)
+        if self.batch < 1:
+            raise ValueError(f"batch = {self.batch}, expected at least 1")
 
     def __call__(self, samples: Samples) -> Tensor:
         import torch
@@ -64,21 +54,3 @@ class Remote:
         from burnish.serving.client import ask
 
         return torch.tensor(ask(self, samples), dtype=torch.float32)
-
-
-def _check_address(server: str) -> None:
-    expected = f"servers: {server!r}, expected an address such as http://127.0.0.1:8000"
-    try:
-        parts = urlsplit(server)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{expected}: {error}") from error
-    del port  # read, since that is what checks it
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(  # and the message must not show it either
-            "servers: an address holds a name or a password; tokens go into reward.token_variable"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(expected)
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{expected}, without a path")

@@ -6,33 +6,38 @@ It follows no redirects and asks no proxy: what is named in the recipe is what i
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import burnish
-from burnish.serving import tokens, wire
+from burnish.serving import tokens
 
 _KINDS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-_ADVICE = {
-    401: " (reward.token_variable names the variable with the server's token)",
-    413: " (lower reward.batch, or raise the server's --max-bytes)",
-}
+_ADVICE = {401: " (reward.token_variable names the variable with the server's token)"}
+LONGEST_MESSAGE = 2000
+"""Characters of a server's message that are shown."""
+LONGEST_WAIT = 300.0
+"""Seconds that a server may ask to be left alone for; more than that is taken for this."""
 
 
 class Failure(Exception):
     """An exchange that may go well another time.
 
     of_server: the server should rest; else it is well, and it is this request that it cannot answer
+    after: seconds that the server asks to be left alone for
     """
 
-    def __init__(self, message: str, *, of_server: bool = True) -> None:
+    def __init__(self, message: str, *, of_server: bool = True, after: float = 0.0) -> None:
         super().__init__(message)
-        self.of_server = of_server
+        self.of_server, self.after = of_server, after
 
 
 class Refusal(Exception):
@@ -46,9 +51,13 @@ class Stopped(Exception):
 class Exchange:
     """Connections that several threads share, one at a time each."""
 
-    def __init__(self, timeout: float, token: str | None) -> None:
-        """timeout: seconds of an exchange, from connecting to the last byte"""
+    def __init__(
+        self, timeout: float, token: str | None, advice: Mapping[int, str] | None = None
+    ) -> None:
+        """timeout: seconds of an exchange, from connecting to the last byte
+        advice: what to say to a status besides what the server says"""
         self._timeout = timeout
+        self._advice = MappingProxyType({**_ADVICE, **(advice or {})})
         self._headers = {
             "Content-Type": "application/json",
             "User-Agent": f"burnish/{burnish.__version__}",
@@ -73,6 +82,7 @@ class Exchange:
     def ask(self, url: str, method: str, path: str, body: bytes | None, most: int) -> bytes:
         """The body, of `most` bytes at most, of an answer of success.
 
+        path: below the address's own
         Raises Failure, Refusal; Stopped after `stop`.
         """
         connection, late, whole = self._connection(url), threading.Event(), False
@@ -80,7 +90,8 @@ class Exchange:
             with self._watched(connection, late):
                 # A server may refuse before it has all; then it has said why, and listens no longer.
                 with suppress(BrokenPipeError, ConnectionResetError):
-                    connection.request(method, path, body, self._headers)
+                    whole_path = urlsplit(url).path + path
+                    connection.request(method, whole_path, body, self._headers)
                 response = connection.getresponse()
                 answer = response.read(most + 1)
                 whole = response.isclosed() and not response.will_close
@@ -97,8 +108,18 @@ class Exchange:
         if len(answer) > most:
             raise Failure(f"an answer of more than {most} bytes")
         if response.status != 200:
-            raise _wrong(response.status, answer)
+            raise self._wrong(response, answer)
         return answer
+
+    def _wrong(self, response: http.client.HTTPResponse, answer: bytes) -> Exception:
+        """What an answer of no success comes to."""
+        status, (kind, message) = response.status, _told(answer)
+        told = ": ".join(part for part in (kind, message) if part)
+        said = f"HTTP {status}, {told}" if told else f"HTTP {status}"
+        if 400 <= status < 500 and status not in (408, 429):
+            return Refusal(f"{said}{self._advice.get(status, '')}")
+        after = asked_for(response.headers["Retry-After"])
+        return Failure(said, of_server=kind != "reward", after=after)
 
     def _too_late(self) -> Failure:
         return Failure(f"no whole answer within {self._timeout:g} s")
@@ -149,17 +170,33 @@ class Exchange:
                 self._under_way.discard(watched)
 
 
-def _wrong(status: int, answer: bytes) -> Exception:
-    """What an answer of no success comes to."""
-    kind, message = "", ""
-    with suppress(wire.WireError):
-        error = wire.decode_table(answer).get("error")
-        if isinstance(error, Mapping):
-            kind, message = str(error.get("kind", "")), str(error.get("message", ""))[:2000]
-    said = f"HTTP {status}" + (f", {kind}: {message}" if kind else "")
-    if 400 <= status < 500 and status not in (408, 429):
-        return Refusal(f"{said}{_ADVICE.get(status, '')}")
-    return Failure(said, of_server=kind != "reward")
+def _told(answer: bytes) -> tuple[str, str]:
+    """The kind and the message of an error, as reward servers and language models' servers put them."""
+    try:
+        table = json.loads(answer)
+    except (ValueError, RecursionError):
+        return "", ""
+    error = table.get("error", table) if isinstance(table, dict) else None
+    if not isinstance(error, dict):
+        return "", str(error or "")[:LONGEST_MESSAGE]
+    kind = error.get("kind") or error.get("type") or ""
+    message = error.get("message") or error.get("detail") or ""
+    return str(kind)[:LONGEST_MESSAGE], str(message)[:LONGEST_MESSAGE]
+
+
+def asked_for(retry_after: str | None) -> float:
+    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3: a number of them, or a date); 0 for none, and
+    for one that says neither."""
+    if retry_after is None:
+        return 0.0
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(seconds, LONGEST_WAIT) if seconds > 0 else 0.0
 
 
 def _cut(connection: socket.socket) -> None:

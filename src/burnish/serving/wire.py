@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class WireError(ValueError):
 
 def encode(samples: Samples, format: Format) -> bytes:
     """A request for the rewards of `samples`. Raises WireError for what cannot be sent as it is."""
-    images = _npz(samples.media) if format == "npz" else [_png(each) for each in samples.media]
+    images = _npz(samples.media) if format == "npz" else [png(each) for each in samples.media]
     return _dump(
         {
             "prompts": list(samples.prompts),
@@ -111,7 +111,7 @@ def decode_rewards(body: bytes, count: int) -> list[float]:
         held = len(rewards) if isinstance(rewards, list) else reprlib.repr(rewards)
         raise WireError("answer", f"rewards: {held}, expected a list of {count} numbers")
     for at, value in enumerate(rewards):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+        if not is_number(value):
             raise WireError(
                 "answer", f"reward {at} is {reprlib.repr(value)}, expected a finite number"
             )
@@ -133,12 +133,7 @@ def _dump(table: Mapping[str, Any]) -> bytes:
 
 
 def _load(body: bytes) -> dict[str, Any]:
-    try:
-        table = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise WireError("json", f"not JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise WireError("json", f"a JSON {type(table).__name__}, expected an object")
+    table = decode_json(body)
     if table.get("version") != VERSION:
         raise WireError(
             "version", f"version {reprlib.repr(table.get('version'))}, expected {VERSION}"
@@ -146,11 +141,25 @@ def _load(body: bytes) -> dict[str, Any]:
     return table
 
 
+def decode_json(body: bytes) -> dict[str, Any]:
+    """A JSON object of no version, without NaN or infinity. Raises WireError."""
+    try:
+        table = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise WireError("json", f"not JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise WireError("json", f"a JSON {type(table).__name__}, expected an object")
+    return table
+
+
 def _no_number(word: str) -> float:
     raise ValueError(f"{word} is not JSON")
 
 
-def _finite(value: float) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the floats
@@ -267,11 +276,12 @@ def _too_large(size: int, max_bytes: int) -> WireError:
 # --- PNG -----------------------------------------------------------------------------------------
 
 
-def _png(image: Float[Tensor, "channels height width"]) -> str:
+def png(image: Float[Tensor, "channels height width"]) -> str:
+    """The file in base64, 8-bit RGB. Raises WireError for an image of other than three channels."""
     if len(image) != 3:
         raise WireError(
             "image",
-            f"an image has {len(image)} channels, but a PNG of colours has 3; set reward.format = 'npz'",
+            f"an image has {len(image)} channels, but a PNG of colours has 3 (the format 'npz' takes any)",
         )
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="PNG", compress_level=1)

@@ -42,11 +42,12 @@ def having(what: str) -> Iterator[None]:
         ) from error
 
 
-def pretrained(kind: Any, name: str, revision: str) -> Any:
+def pretrained(kind: Any, name: str, revision: str, *, unread: str | None = None) -> Any:
     """The network of a folder or of a repository on the hub, in float32, on the CPU.
 
     kind: its class in transformers, which would draw at random what the checkpoint lacks
     revision: of the repository; a folder has none
+    unread: how the names of weights begin that may be missing, since nothing reads what they give
 
     Raises ValueError, also if a weight is missing.
     """
@@ -54,7 +55,8 @@ def pretrained(kind: Any, name: str, revision: str) -> Any:
         network, report = kind.from_pretrained(
             name, revision=revision, dtype=torch.float32, output_loading_info=True
         )
-        _refuse(report["missing_keys"], "lacks")
+        missing = report["missing_keys"]
+        _refuse([key for key in missing if unread is None or not key.startswith(unread)], "lacks")
     return network
 
 
@@ -112,11 +114,14 @@ def state_dict(path: Path) -> dict[str, Tensor]:
         return found
 
 
-def tokenizer(name: str, revision: str, *, added: tuple[str, ...] = (), words: int) -> Any:
+def tokenizer(
+    name: str, revision: str, *, added: tuple[str, ...] = (), words: int, spare: float = 0.0
+) -> Any:
     """The tokenizer of a folder or of a repository on the hub.
 
     added: special words that it does not have yet
     words: how many the network embeds; transformers would make do with an empty vocabulary
+    spare: share of these that may be there for no word, such as those that round their number up
 
     Raises ValueError, also if it has another number of words.
     """
@@ -125,6 +130,6 @@ def tokenizer(name: str, revision: str, *, added: tuple[str, ...] = (), words: i
     with having(f"the tokenizer {name!r} (revision {revision!r})"):
         found = AutoTokenizer.from_pretrained(name, revision=revision)
         found.add_tokens(list(added), special_tokens=True)
-        if len(found) != words:
+        if not (1 - spare) * words <= len(found) <= words:
             raise ValueError(f"it has {len(found)} words, but the network embeds {words}")
     return found
