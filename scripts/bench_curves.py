@@ -1,6 +1,6 @@
-"""The docs' pictures of a finished grid: for each algorithm its held-out reward against reward queries.
+"""The docs' pictures of finished grids: for each algorithm its held-out reward against reward queries, by reward.
 
-python scripts/bench_curves.py paper runs/bench/paper docs/assets/curves
+python scripts/bench_curves.py docs/assets/curves paper=runs/bench/paper alignment=runs/bench/alignment
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ INK, REST, BASE = "#b4451f", "#c9c5bd", "#8a857c"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("grid")
-    parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("grids", nargs="+", help="GRID=RUNS, of the same algorithms")
     arguments = parser.parse_args()
-    grid, cells = load_grid(arguments.grid)
-    comparisons = summarise(arguments.grid, grid, cells, arguments.runs).comparisons
+    comparisons: list[Comparison] = []
+    names: list[str] = []
+    for given in arguments.grids:
+        name, _, runs = given.partition("=")
+        grid, cells = load_grid(name)
+        comparisons += summarise(name, grid, cells, Path(runs)).comparisons
+        names += [each for each in grid.algorithms if each not in names]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in grid.algorithms:
+    for name in names:
         figure, axes = plt.subplots(
             1, len(comparisons), figsize=(3.2 * len(comparisons), 2.5), squeeze=False
         )
