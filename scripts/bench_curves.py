@@ -1,4 +1,4 @@
-"""The docs' pictures of finished grids: for each algorithm its held-out reward against reward queries, by reward.
+"""The docs' pictures of finished grids: each algorithm's held-out reward against reward queries.
 
 python scripts/bench_curves.py docs/assets/curves paper=runs/bench/paper alignment=runs/bench/alignment
 """
