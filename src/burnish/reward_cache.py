@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from burnish import reward_key
-from burnish.reward import Prepares, Reward, RewardError, checked, name_of
+from burnish.reward import Prepares, Reward, RewardError, Unanswered, checked, name_of
 from burnish.rollout import Samples
 
 FILE = "rewards.sqlite"
@@ -57,7 +57,7 @@ class Cached:
     gradient is asked for, the reward itself is. Only whole, finite answers are kept. A damaged file or entry
     is never believed: there is a warning, and the reward is asked. Several may share a folder.
 
-    Raises ValueError for a reward that cannot be cached (see `reward_key.identity`).
+    Raises ValueError for a reward that cannot be cached (see `reward_key.check`).
     """
 
     reward: Reward
@@ -65,7 +65,7 @@ class Cached:
     counts: Counts = field(default_factory=Counts, compare=False)
 
     def __post_init__(self) -> None:
-        reward_key.identity(self.reward)
+        reward_key.check(self.reward)
 
     @property
     def __name__(self) -> str:
@@ -73,9 +73,11 @@ class Cached:
         return name_of(self.reward)
 
     def prepare(self) -> None:
-        """Make the reward ready, if it `Prepares`: what it lacks is told before anything is drawn."""
+        """Make the reward ready, if it `Prepares`, and look at what it holds: what it lacks is told before
+        anything is drawn."""
         if isinstance(self.reward, Prepares):
             self.reward.prepare()
+        reward_key.identity(self.reward)
 
     def __call__(self, samples: Samples) -> Tensor:
         if samples.media.requires_grad:
@@ -86,11 +88,15 @@ class Cached:
         if asked:
             places = sorted(asked.values())
             part = samples.pick(places)
-            values = self.reward(part)
             try:
+                values = self.reward(part)
                 fresh = checked(values, self.reward, part).detach().tolist()
+            except Unanswered:
+                raise
             except RewardError:
-                return self.reward(samples)  # whoever asks finds what is wrong, and of which sample
+                return self.reward(
+                    samples
+                )  # whoever asks finds what is wrong, and of which of these
             computed = {keys[place]: value for place, value in zip(places, fresh, strict=True)}
             _write(self.folder, computed)
             known = {**known, **computed}
