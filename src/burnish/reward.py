@@ -54,6 +54,17 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class Holds(Protocol):
+    """What a reward may have besides, if it judges by files whose content can change under the same settings,
+    such as weights: a cache's key has it in it."""
+
+    def content(self) -> str:
+        """A digest of them, or the commit of their repository, which it may fetch. Raises whatever tells why
+        they cannot be had."""
+        ...
+
+
 def prepare(reward: Reward) -> None:
     """Make a reward that `Prepares` ready, before anything is drawn for it. Raises `RewardError`."""
     name = name_of(reward)

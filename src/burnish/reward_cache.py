@@ -58,7 +58,7 @@ class Cached:
     other samples `Unanswered`, which this passes on. A damaged file or entry is never believed: there is a
     warning, and the reward is asked. Several may share a folder.
 
-    Raises ValueError for a reward that cannot be cached (see `reward_key.identity`).
+    Raises ValueError for a reward that cannot be cached (see `reward_key.check`).
     """
 
     reward: Reward
@@ -66,7 +66,7 @@ class Cached:
     counts: Counts = field(default_factory=Counts, compare=False)
 
     def __post_init__(self) -> None:
-        reward_key.identity(self.reward)
+        reward_key.check(self.reward)
 
     @property
     def __name__(self) -> str:
@@ -74,9 +74,12 @@ class Cached:
         return name_of(self.reward)
 
     def prepare(self) -> None:
-        """Make the reward ready, if it `Prepares`: what it lacks is told before anything is drawn."""
-        if isinstance(self.reward, Prepares):
-            self.reward.prepare()
+        """Make the reward ready, if it `Prepares`, and look at what it holds: what it lacks is told before
+        anything is drawn."""
+        reward = self.reward
+        if isinstance(reward, Prepares):
+            reward.prepare()
+        reward_key.identity(self.reward)
 
     def __call__(self, samples: Samples) -> Tensor:
         if samples.media.requires_grad:
@@ -86,12 +89,13 @@ class Cached:
         asked = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
         missing = None
         if asked:
-            values, places, missing = self._asked(samples, sorted(asked.values()))
-            part = samples.pick(places)
             try:
-                fresh = checked(values, self.reward, part).detach().tolist()
+                values, places, missing = self._asked(samples, sorted(asked.values()))
+                fresh = checked(values, self.reward, samples.pick(places)).detach().tolist()
+            except Unanswered:
+                raise
             except RewardError:
-                return self.reward(samples)  # whoever asks finds what is wrong, and of which sample
+                return self.reward(samples)  # its error names the place in this batch
             computed = {keys[place]: value for place, value in zip(places, fresh, strict=True)}
             _write(self.folder, computed)
             known = {**known, **computed}

@@ -14,6 +14,7 @@ import pytest
 import tiny_rewards
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -26,6 +27,8 @@ from burnish.folder import RunFolder
 from burnish.images import to_pil
 from burnish.recipe import NAMES, Single
 from burnish.reward import Prepares, RewardError, check_differentiable, prepare, score
+from burnish.reward_cache import Cached
+from burnish.reward_key import keys
 from burnish.rewards import Aesthetic, CLIPScore, HPSv2, ImageReward, PickScore
 from burnish.rewards.learned import fetch, pixels
 from burnish.rewards.learned.blip import networks
@@ -350,6 +353,67 @@ def test_the_recipe_of_the_docs_can_be_read(tmp_path):
     (tmp_path / "aesthetic.toml").write_text(text, encoding="utf-8")
     recipe = load_recipe(str(tmp_path / "aesthetic.toml"))
     assert (recipe.reward, recipe.prompts) == (Aesthetic(), Animals())
+
+
+# --- weights that a cache's key knows ---------------------------------------------------------------
+
+
+def places(reward: Any) -> list[tuple[str, str]]:
+    """The settings that name folders or files, with a file that is there."""
+    fields = ("model", "weights", "architecture", "head", "tokenizer")
+    named = [(each, Path(getattr(reward, each))) for each in fields if hasattr(reward, each)]
+    return [(each, str(next(path.iterdir()) if path.is_dir() else path)) for each, path in named]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_another_content_of_any_file_is_another_key(name, rewards, samples, tmp_path):
+    reward = rewards[name]
+    before = keys(reward, samples)
+    for field, path in places(reward):
+        whole = Path(getattr(reward, field))
+        moved = tmp_path / field
+        if whole.is_dir():
+            shutil.copytree(whole, moved)
+        else:
+            shutil.copy(whole, moved)
+        turned = replace(reward, **{field: str(moved)})
+        assert turned.content() == reward.content()  # wherever it is
+        fetch.content.cache_clear()
+        changed = moved / Path(path).name if moved.is_dir() else moved
+        changed.write_bytes(changed.read_bytes() + b" ")
+        assert turned.content() != reward.content()
+        assert keys(turned, samples)[0] != before[0]
+    fetch.content.cache_clear()
+
+
+def test_a_repository_is_known_by_the_commit_that_its_branch_stands_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--an--author"
+    (repository / "refs").mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        for inside in ("config.json", "inner/head.pt"):
+            path = repository / "snapshots" / commit / inside
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        (repository / "refs/main").write_text(commit)
+        fetch.content.cache_clear()
+        found.append(
+            [fetch.content("an/author", each, "main") for each in ("config.json", "inner/head.pt")]
+        )
+    assert found == [["a" * 40] * 2, ["b" * 40] * 2]
+    assert fetch.content("an/author", "config.json", "a" * 40) == "a" * 40
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_cached_reward_answers_what_the_reward_does(name, rewards, samples, tmp_path):
+    cached = Cached(reward=rewards[name], folder=str(tmp_path))
+    prepare(cached)
+    values = score(rewards[name], samples)
+    assert torch.equal(score(cached, samples), values)
+    assert torch.equal(score(cached, samples), values)
+    assert cached.counts.take() == {"computed": 5, "answered": 5}
 
 
 # --- weights that cannot be had ----------------------------------------------------------------------

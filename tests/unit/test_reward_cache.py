@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from burnish import experiment
 from burnish.config import load_recipe
+from burnish.content import digest
 from burnish.folder import RunFolder, lines
 from burnish.images import to_pil
 from burnish.report import record
@@ -194,6 +196,83 @@ def test_a_reference_image_is_known_by_its_content(tmp_path):
         to_pil(torch.full((3, 4, 4), level)).save(tmp_path / str(i) / "image.png")
         found.append(Similarity(path=str(tmp_path / str(i) / "image.png")).version)
     assert found[0] != found[1]
+
+
+class Weighted:
+    """It judges by a number in a file."""
+
+    version = 1
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def content(self):
+        return digest(self.path)
+
+    def __call__(self, samples):
+        return redness(samples) * float(Path(self.path).read_text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within:
+    """A reward that holds another."""
+
+    version: ClassVar[int] = 1
+    part: Weighted
+
+    def __call__(self, samples):
+        return self.part(samples)
+
+
+def test_what_was_kept_of_other_weights_is_not_answered(tmp_path):
+    path = tmp_path / "weight"
+    for wrapped in (Weighted(path), Within(part=Weighted(path))):
+        cached = Cached(reward=wrapped, folder=str(tmp_path / "kept"))  # looks at no file yet
+        for weight in ("2", "3", "2"):
+            path.write_text(weight)
+            assert torch.equal(score(cached, SAMPLES), score(redness, SAMPLES) * float(weight))
+        assert cached.counts.take() == {"computed": 2 * MANY, "answered": MANY}
+        path.unlink()
+
+
+def test_weights_that_are_not_there_are_told_with_the_reward_before_anything_is_drawn(tmp_path):
+    cached = Cached(reward=Weighted(tmp_path / "none"), folder=str(tmp_path))
+    with pytest.raises(RewardError, match=r"reward 'Weighted' cannot be told .*No such file"):
+        prepare(cached)
+
+
+def test_a_folder_is_known_by_the_names_and_bytes_of_its_files_and_not_by_its_place(tmp_path):
+    def made(name, **files):
+        for each, text in files.items():
+            path = tmp_path / name / each.replace("_", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return digest(str(tmp_path / name))
+
+    same = [made("a", x="1", in_y="2"), made("b", in_y="2", x="1")]
+    others = [made("c", x="1", in_y="3"), made("d", x="1", in_z="2"), made("e", x="1", y="2")]
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == 4
+    assert digest(str(tmp_path / "a" / "x")) == hashlib.blake2b(b"1", digest_size=16).hexdigest()
+
+
+class Blaming:
+    """It names the sample at fault itself."""
+
+    version = 1
+
+    def __call__(self, samples):
+        for place, known in enumerate(samples.metadata):
+            if known["hair"]["colours"][1] == 7:
+                raise RewardError(f"sample {place} is number 7")
+        return redness(samples)
+
+
+def test_a_sample_at_fault_has_its_place_among_those_that_were_asked_about(tmp_path):
+    cached = Cached(reward=Blaming(), folder=str(tmp_path))
+    score(cached, SAMPLES[:5])
+    with pytest.raises(RewardError, match="sample 7 is number 7"):
+        score(cached, SAMPLES)
 
 
 class Chance:

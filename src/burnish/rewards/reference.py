@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from PIL import Image
 
+from burnish.content import digest
 from burnish.images import read_image
 from burnish.rewards.statistics import luma
 
@@ -119,9 +119,7 @@ def _reference(path: str, height: int, width: int) -> Tensor:
     return read_image(Path(path), height, width)
 
 
-@cache
-def _digest(path: str) -> str:
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+_digest = cache(digest)
 
 
 def _check(path: str) -> None:

@@ -23,6 +23,7 @@ class Aesthetic:
     """
 
     differentiable: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     model: str = CLIP_L
     """The CLIP that the head was fitted on: a folder, or a repository on the hub."""
@@ -47,6 +48,15 @@ class Aesthetic:
     def prepare(self) -> None:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._networks()
+
+    def content(self) -> str:
+        """Of its weights, for a cache's key. Raises ValueError if they cannot be had."""
+        from burnish.rewards.learned import fetch
+
+        return fetch.contents(
+            (self.model, fetch.CONFIG, self.revision),
+            (self.head, self.head_file, self.head_revision),
+        )
 
     def __call__(self, samples: Samples) -> Tensor:
         import torch

@@ -23,6 +23,7 @@ class CLIPScore:
     """
 
     differentiable: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     model: str = CLIP_B
     """A CLIP: a folder, or a repository on the hub. ViT-B/32 in the paper."""
@@ -45,6 +46,14 @@ class CLIPScore:
     def prepare(self) -> None:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._towers()
+
+    def content(self) -> str:
+        """Of its weights, for a cache's key. Raises ValueError if they cannot be had."""
+        from burnish.rewards.learned import fetch
+
+        return fetch.contents(
+            (self.model, fetch.CONFIG, self.revision),
+        )
 
     def __call__(self, samples: Samples) -> Tensor:
         return self.weight * self._towers().cosine(samples, self.batch).clamp(min=0)

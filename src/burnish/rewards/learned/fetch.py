@@ -5,11 +5,19 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from burnish.content import digest
+
+CONFIG = "config.json"
+"""What every network of transformers has."""
+TOKENIZER = "tokenizer_config.json"
+"""What every tokenizer of transformers has."""
 
 CURE = (
     "Name a folder or a file that has it; log in to a gated repository by `hf auth login`; where there is "
@@ -95,6 +103,27 @@ def file(name: str, inside: str, revision: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(name, inside, revision=revision))
+
+
+@cache
+def content(name: str, inside: str, revision: str) -> str:
+    """What tells the content of the file or the folder `name`, or of the hub repository: a digest of all that
+    is in it, or the commit that `revision` stands for. Found out once a process.
+
+    inside: a file that the repository has; it is fetched, and tells the commit
+
+    Raises ValueError.
+    """
+    if Path(name).exists():
+        with having(f"the content of {name!r}"):
+            return digest(name)
+    path = file(name, inside, revision)
+    return path.parents[inside.count("/")].name  # in the hub's cache: .../snapshots/COMMIT/inside
+
+
+def contents(*places: tuple[str, str, str]) -> str:
+    """`content` of each (name, inside, revision), in one text. Raises ValueError."""
+    return " ".join(content(*place) for place in places)
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ class HPSv2:
     """
 
     differentiable: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     weights: str = "xswu/HPSv2"
     """A checkpoint of open_clip's ViT-H-14: a file, or a folder or repository that has `file`."""
@@ -47,6 +48,15 @@ class HPSv2:
     def prepare(self) -> None:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._towers()
+
+    def content(self) -> str:
+        """Of its weights, for a cache's key. Raises ValueError if they cannot be had."""
+        from burnish.rewards.learned import fetch
+
+        return fetch.contents(
+            (self.weights, self.file, self.revision),
+            (self.architecture, fetch.CONFIG, self.architecture_revision),
+        )
 
     def __call__(self, samples: Samples) -> Tensor:
         from burnish.rewards.learned.pixels import letterboxed

@@ -23,6 +23,7 @@ class ImageReward:
     """
 
     differentiable: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     weights: str = "zai-org/ImageReward"
     """A folder or a repository that has `file` and med_config.json (once THUDM/ImageReward)."""
@@ -47,6 +48,15 @@ class ImageReward:
     def prepare(self) -> None:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._scorer()
+
+    def content(self) -> str:
+        """Of its weights, for a cache's key. Raises ValueError if they cannot be had."""
+        from burnish.rewards.learned import fetch
+
+        return fetch.contents(
+            (self.weights, self.file, self.revision),
+            (self.tokenizer, fetch.TOKENIZER, self.tokenizer_revision),
+        )
 
     def __call__(self, samples: Samples) -> Tensor:
         import torch

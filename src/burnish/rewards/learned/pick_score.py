@@ -23,6 +23,7 @@ class PickScore:
     """
 
     differentiable: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     model: str = "yuvalkirstain/PickScore_v1"
     """A folder, or a repository on the hub."""
@@ -45,6 +46,15 @@ class PickScore:
     def prepare(self) -> None:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._towers()
+
+    def content(self) -> str:
+        """Of its weights, for a cache's key. Raises ValueError if they cannot be had."""
+        from burnish.rewards.learned import fetch
+
+        return fetch.contents(
+            (self.model, fetch.CONFIG, self.revision),
+            (self.tokenizer, fetch.TOKENIZER, self.tokenizer_revision),
+        )
 
     def __call__(self, samples: Samples) -> Tensor:
         towers = self._towers()

@@ -79,6 +79,13 @@ class BERTScore:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._reader()
 
+    def content(self) -> str:
+        """Of the weights and words, for a cache's key. Raises ValueError if they cannot be had."""
+        from burnish.rewards.learned import fetch
+
+        places = [(self.model, each, self.revision) for each in (fetch.CONFIG, fetch.TOKENIZER)]
+        return fetch.contents(*places)
+
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
         """Of each candidate for its reference."""
         from burnish.rewards.learned.texts import compared, recall
