@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def digest(path: str) -> str:
-    """Of a file's bytes; of a folder, of the names and the bytes of all files below it. 32 hexadecimal digits.
+    """Of a file's bytes; of a folder, of the names and bytes of all files below it. 32 hexadecimal digits.
 
     Where it lies and when it was written do not count.
     """
