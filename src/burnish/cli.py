@@ -12,7 +12,7 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if all is well, 2 for a user's mistake, 130 if interrupted."""
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command not in ("train", "serve-reward"):
+    if rest and options.command not in ("train", "serve-reward", "fit-preference"):
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -95,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--at-once", type=int, default=1, help="calls of the reward at a time (default 1)"
     )
+
+    fit = commands.add_parser(
+        "fit-preference",
+        allow_abbrev=False,
+        help="learn a reward from pairs of images",
+        description="Learn a reward model from pairs of images of which one was preferred, for the reward "
+        "`preference`. Any setting of the fit can be given: --features.name statistics --head.l2 0.1",
+    )
+    fit.add_argument("pairs", help="JSON Lines with prompt, chosen and rejected; or their folder")
+    fit.add_argument("--out", type=Path, required=True, help="folder of the reward model")
 
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one whole")
     recipes.add_argument("name", nargs="?", help="show this one with all its fields")
@@ -179,6 +189,23 @@ def _serve_reward(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _fit_preference(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from burnish.config import load_fitting
+
+    fitting = load_fitting(overrides)
+
+    from burnish.preference.fit import fit_preference
+
+    report = fit_preference(options.pairs, options.out, fitting)
+    for name, part in report.items():
+        print(
+            f"{name.replace('_', '-')}: {part['pairs']} pairs, accuracy {part['accuracy']:.3f} "
+            f"+- {part['accuracy_error']:.3f}, log-loss {part['log_loss']:.3f} nats"
+        )
+    print(f"Reward model: {options.out}")
+    return 0
+
+
 def _recipes(options: argparse.Namespace, rest: Sequence[str]) -> int:
     del rest
     from burnish.config import dump, load_recipe, recipe_path, shipped
@@ -198,5 +225,6 @@ _COMMANDS = {
     "bench": _bench,
     "report": _report,
     "serve-reward": _serve_reward,
+    "fit-preference": _fit_preference,
     "recipes": _recipes,
 }

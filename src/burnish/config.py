@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from burnish.preference.settings import Fitting
 from burnish.recipe import Recipe, Rewards
 from burnish.tables import ConfigError, as_table, build, merge, nearest
 
@@ -21,12 +22,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     the recipe that its `base` names.
     Raises ConfigError.
     """
-    table = _with_bases(name)
-    for key, value in _parsed(overrides):
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        table = merge(table, value)
-    return build(Recipe, table, "")
+    return build(Recipe, _overridden(_with_bases(name), overrides), "")
 
 
 def load_reward(name: str, overrides: Sequence[str] = ()) -> Rewards:
@@ -36,13 +32,15 @@ def load_reward(name: str, overrides: Sequence[str] = ()) -> Rewards:
     table: dict[str, Any] = {"reward": {"name": name}}
     if name.endswith(".toml"):
         table = _with_bases(name)
-    for key, value in _parsed(overrides):
-        for part in reversed(("reward", *key.split("."))):
-            value = {part: value}
-        table = merge(table, value)
+    table = _overridden(table, overrides, "reward.")
     if "reward" not in table:
         raise ConfigError(f"{name} has no table [reward]")
     return build(Rewards, table["reward"], "reward")
+
+
+def load_fitting(overrides: Sequence[str] = ()) -> Fitting:
+    """How a reward model is learned, under `--key value` overrides. Raises ConfigError."""
+    return build(Fitting, _overridden({}, overrides), "")
 
 
 def _with_bases(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -98,6 +96,15 @@ def read_table(path: Path) -> dict[str, Any]:
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML, every field written out but those that are None."""
     return tomli_w.dumps(as_table(recipe))
+
+
+def _overridden(table: dict[str, Any], overrides: Sequence[str], place: str = "") -> dict[str, Any]:
+    """The table under overrides, whose keys are below `place`."""
+    for key, value in _parsed(overrides):
+        for part in reversed((place + key).split(".")):
+            value = {part: value}
+        table = merge(table, value)
+    return table
 
 
 def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:

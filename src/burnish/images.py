@@ -27,6 +27,16 @@ def from_pil(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).float() / 255
 
 
+def open_image(path: Path) -> Tensor:
+    """An image file as `from_pil` gives it, in its own size. Raises ValueError that names a file which holds
+    no image."""
+    try:
+        with Image.open(path) as image:
+            return from_pil(image)
+    except OSError as error:
+        raise ValueError(f"{path} is not an image that can be read: {error}") from error
+
+
 def read_image(path: Path, height: int, width: int) -> Tensor:
     """An image file as `from_pil` gives it. One of another size is resized to cover (height, width), and
     cropped at its centre.

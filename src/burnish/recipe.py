@@ -26,6 +26,7 @@ from burnish.decays import CosineDecay, ExponentialDecay, LinearDecay
 from burnish.models import trainable as weights
 from burnish.models.trainable import Full, LoRA
 from burnish.portraits.prompts import Portraits
+from burnish.preference.settings import CLIPFeatures, Linear, Perceptron, Pixels, Statistics
 from burnish.prompts import Listed, PromptFile
 from burnish.rewards.combine import Combine
 from burnish.rewards.diversity import Diversity
@@ -42,11 +43,15 @@ from burnish.rewards.learned.image_reward import ImageReward
 from burnish.rewards.learned.pick_score import PickScore
 from burnish.rewards.learned.similarity import BERTScore, Sentences
 from burnish.rewards.portraits import PortraitAlignment, PortraitLikelihood
+from burnish.rewards.preference import Preference
+from burnish.rewards.quality import Quality
 from burnish.rewards.readings import AnswerSimilarity, Grade, YesNo
 from burnish.rewards.reference import Similarity, StructuralSimilarity
 from burnish.rewards.remote import Remote
+from burnish.rewards.safety import Safety
 from burnish.rewards.statistics import Brightness, Colourfulness, Contrast, Entropy, Sharpness
 from burnish.rewards.symmetry import MirrorSymmetry, RotationSymmetry
+from burnish.rewards.text_rendering import TextRendering
 from burnish.rewards.vlm import VLM
 from burnish.samplers.ddim import DDIM
 from burnish.samplers.ddpm import DDPM
@@ -101,6 +106,10 @@ Single = (
     | PickScore
     | HPSv2
     | ImageReward
+    | TextRendering
+    | Safety
+    | Quality
+    | Preference
     | Diversity
     | VLM
     | Remote
@@ -300,6 +309,7 @@ NAMES: Mapping[type, str] = {
     BERTScore: "bert-score",
     BestOf: "best-of",
     Brightness: "brightness",
+    CLIPFeatures: "clip",
     CLIPScore: "clip-score",
     Colourfulness: "colourfulness",
     Combine: "combine",
@@ -329,6 +339,7 @@ NAMES: Mapping[type, str] = {
     HPSv2: "hps-v2",
     ImageReward: "image-reward",
     Incompressibility: "incompressibility",
+    Linear: "linear",
     LinearDecay: "linear",
     Listed: "list",
     LoRA: "lora",
@@ -336,21 +347,28 @@ NAMES: Mapping[type, str] = {
     NFT: "nft",
     OfflineDPO: "offline-dpo",
     PerPrompt: "per-prompt",
+    Perceptron: "perceptron",
     PickScore: "pick-score",
+    Pixels: "pixels",
     PortraitAlignment: "portrait-alignment",
     PortraitLikelihood: "portrait-likelihood",
     Portraits: "portraits",
+    Preference: "preference",
     PromptFile: "file",
+    Quality: "quality",
     ReFL: "refl",
     RotationSymmetry: "rotation-symmetry",
     Remote: "remote",
     RWR: "rwr",
     RWRSparse: "rwr-sparse",
     Sentences: "sentences",
+    Safety: "safety",
     SFT: "sft",
     Sharpness: "sharpness",
     Similarity: "similarity",
+    Statistics: "statistics",
     StructuralSimilarity: "structural-similarity",
+    TextRendering: "text-rendering",
     Unguided: "unguided",
     VLM: "vlm",
     WebPCompressibility: "webp-compressibility",

@@ -272,7 +272,8 @@ def test_image_reward_reads_thirty_five_tokens(rewards, samples):
 
 def test_every_reward_that_needs_weights_is_tested_here():
     ready = {NAMES[each] for each in get_args(Single) if issubclass(each, Prepares)}
-    assert ready == {*LEARNED, "vlm"}  # the latter in unit/test_vlm.py
+    elsewhere = {"vlm", "text-rendering", "safety", "quality", "preference"}
+    assert ready == {*LEARNED, *elsewhere}
 
 
 @pytest.mark.parametrize("name", LEARNED)

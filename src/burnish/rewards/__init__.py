@@ -22,12 +22,15 @@ from burnish.rewards.learned.similarity import BERTScore as BERTScore
 from burnish.rewards.learned.similarity import Sentences as Sentences
 from burnish.rewards.portraits import PortraitAlignment as PortraitAlignment
 from burnish.rewards.portraits import PortraitLikelihood as PortraitLikelihood
+from burnish.rewards.preference import Preference as Preference
+from burnish.rewards.quality import Quality as Quality
 from burnish.rewards.readings import AnswerSimilarity as AnswerSimilarity
 from burnish.rewards.readings import Grade as Grade
 from burnish.rewards.readings import YesNo as YesNo
 from burnish.rewards.reference import Similarity as Similarity
 from burnish.rewards.reference import StructuralSimilarity as StructuralSimilarity
 from burnish.rewards.remote import Remote as Remote
+from burnish.rewards.safety import Safety as Safety
 from burnish.rewards.statistics import Brightness as Brightness
 from burnish.rewards.statistics import Colourfulness as Colourfulness
 from burnish.rewards.statistics import Contrast as Contrast
@@ -35,4 +38,5 @@ from burnish.rewards.statistics import Entropy as Entropy
 from burnish.rewards.statistics import Sharpness as Sharpness
 from burnish.rewards.symmetry import MirrorSymmetry as MirrorSymmetry
 from burnish.rewards.symmetry import RotationSymmetry as RotationSymmetry
+from burnish.rewards.text_rendering import TextRendering as TextRendering
 from burnish.rewards.vlm import VLM as VLM
