@@ -71,6 +71,9 @@ MEANINGS = {
         "fraction of samples",
         "What the weighted samples are worth, unweighted.",
     ),
+    "potential_explains": Meaning(
+        "Potential", "share of the advantages’ variance", "What shaping took away; below 0 it adds."
+    ),
     "eta": Meaning("Noise level", "sampler’s eta", "Of the iteration; evaluation has its end."),
     "exploration_epsilon": Meaning(
         "Exploration", "chance an action", "That it is drawn from the other distribution."
