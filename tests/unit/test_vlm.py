@@ -306,12 +306,19 @@ def test_a_cache_asks_once_and_keeps_apart_what_is_asked_otherwise(tmp_path):
         cached = Cached(reward=asker, folder=str(tmp_path))
         assert torch.equal(score(cached, samples), score(cached, samples))
         assert len(talk.questions) == 3
+    network = tmp_path / "network"
+    network.mkdir()
+    bert_score = replace(asker, reading=AnswerSimilarity(measure=BERTScore(model=str(network))))
+    before = keys(bert_score, samples)[0]
+    (network / "config.json").write_text("{}")
+    fetch.content.cache_clear()  # which looks once a process
+    assert keys(bert_score, samples)[0] != before
     others = [
         replace(asker, model="other"),
         replace(asker, reading=replace(GRADE, highest=9.0)),
         replace(asker, reading=YesNo()),
         replace(asker, reading=AnswerSimilarity()),
-        replace(asker, reading=AnswerSimilarity(measure=BERTScore())),
+        bert_score,
     ]
     others += [replace(asker, servers=("http://another",))]
     found = {keys(each, samples)[0] for each in [asker, *others]}
