@@ -27,6 +27,7 @@ from burnish.reward import RewardError, Unanswered, is_deterministic, prepare, s
 from burnish.reward_cache import Cached
 from burnish.reward_key import keys
 from burnish.rewards import VLM, AnswerSimilarity, BERTScore, Grade, Sentences, YesNo
+from burnish.rewards.learned import fetch
 from burnish.rollout import Samples
 from burnish.serving.answers import Answer, Missing
 from burnish.serving.chat import decode
