@@ -8,7 +8,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -130,6 +130,13 @@ def description(image: Tensor, *, terse: bool = False) -> str:
         codes = [int(logits.argmax()) for logits in _judge()(image[None])]
     attributes = decode(codes)
     return (describe_tersely if terse else describe)(attributes, random.Random(0))
+
+
+def likelihood(image: Tensor, attributes: Mapping[str, str]) -> float:
+    """The probability that the judge gives to an attribute, their geometric mean; not 0 or 1."""
+    with torch.no_grad():
+        value = _judge().log_likelihood(image[None], [dict(attributes)]).exp().item()
+    return min(max(value, 1e-6), 1 - 1e-6)
 
 
 @cache

@@ -1,34 +1,30 @@
-"""Alignment is learned through HTTP alone, from what a model says that sees the images and nothing else."""
+"""Alignment is learned through HTTP alone, from a model that sees the images and the questions."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from chat import Question, Raw, description, said, talking
+from chat import Question, Raw, likelihood, said, talking
 
 from burnish.config import load_recipe
 from burnish.experiment import run
 from burnish.folder import RunFolder, lines
+from burnish.randomness import Randomness
 
 RECIPE = """
 base = "alignment"
 
 [training]
-iterations = 8
+iterations = 5
 
 [reward]
 name = "vlm"
 model = "judge"
-concurrency = 4
 
 [reward.reading]
-name = "similarity"
-question = "What is in this picture?"
-expected = "{prompt}"
-
-[reward.reading.measure]
-name = "sentences"
-device = "cpu"
+name = "yes-no"
 """
 LIFT = 0.25
 """Standard deviations of the first samples' rewards by which the mean reward must rise."""
@@ -37,15 +33,21 @@ LIFT = 0.25
 @pytest.mark.slow
 def test_alignment_is_learned_from_a_models_answers(tmp_path):
     torch.set_num_threads(2)
-    recipe = tmp_path / "vlm.toml"
-    recipe.write_text(RECIPE)
+    file = tmp_path / "vlm.toml"
+    file.write_text(RECIPE)
+    prompts = load_recipe("alignment").prompts
+    asked = [*prompts.draw(2000, Randomness(0)), *prompts.held_out(128)]
+    attributes = {prompt.text: prompt.metadata for prompt in asked}
 
     def answer(question: Question) -> Raw:
-        return said(description(question.image, terse=True))
+        """Yes, with the probability that the judge gives to an attribute of the prompt, on average."""
+        known = attributes.get(question.prompt)
+        chance = 0.5 if known is None else likelihood(question.image, known)
+        return said("yes", first={"yes": math.log(chance), "no": math.log1p(-chance)})
 
     with talking(answer) as talk:
-        given = load_recipe(str(recipe), [f'--reward.servers=["{talk.url}"]'])
-        assert run(given, RunFolder(tmp_path / "run"), resume=False)
+        recipe = load_recipe(str(file), [f'--reward.servers=["{talk.url}"]'])
+        assert run(recipe, RunFolder(tmp_path / "run"), resume=False)
     recorded = list(lines(tmp_path / "run" / "metrics.jsonl"))
     rewards = [line["reward"] for line in recorded if "reward" in line]
     assert rewards[-1]["mean"] >= rewards[0]["mean"] + LIFT * rewards[0]["std"]

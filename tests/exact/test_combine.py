@@ -105,8 +105,9 @@ def test_a_sample_that_fails_a_gate_is_worth_what_the_gate_says_and_the_first_ga
         "loud": Gate(reward=second, at_least=0.5, otherwise=-7.0),
         "large": Gate(reward=first, at_least=2.0, otherwise=-9.0),
     }
-    scored = assess(Combine(terms={"one": Term(reward=first)}, gates=gates), SAMPLES)
-    assert scored.values.tolist() == scored.rewards.tolist() == [-9.0, -7.0, 2.0, 3.0]
+    samples = samples_of([1.0, 4.0, 2.0, 1.0], [0.5, 0.25, 1.0, 0.25])
+    scored = assess(Combine(terms={"one": Term(reward=first)}, gates=gates), samples)
+    assert scored.values.tolist() == scored.rewards.tolist() == [-9.0, -7.0, 2.0, -7.0]
 
 
 def test_a_bonus_that_is_withdrawn_is_learned_from_and_not_reported():
