@@ -57,7 +57,7 @@ def test_the_edit_distance_by_hand(one, other, edits):
 
 
 def test_likeness_is_counted_in_the_longer_text():
-    assert likeness("kitten", "sitting") == 1 - 3 / 7
+    assert likeness("kitten", "sitting") == likeness("sitting", "kitten") == 1 - 3 / 7
     assert likeness("", "open") == 0
     assert likeness("open", "open") == 1
 
