@@ -16,6 +16,8 @@ from .algorithms.sft import SFT as SFT
 from .algorithms.sft import BestOf as BestOf
 from .models.hub import load as load
 from .policy import Policy as Policy
+from .preference.fit import fit_preference as fit_preference
+from .preference.settings import Fitting as Fitting
 from .prompts import Listed as Listed
 from .prompts import Prompt as Prompt
 from .rollout import Samples as Samples

@@ -99,12 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser(
         "fit-preference",
         allow_abbrev=False,
-        help="learn a reward from pairs of images",
-        description="Learn a reward model from pairs of images of which one was preferred, for the reward "
-        "`preference`. Any setting of the fit can be given: --features.name statistics --head.l2 0.1",
+        help="learn a reward model from pairs of images",
+        description="Learn a reward model from pairs of images of which one was preferred, for recipes whose "
+        "reward is `preference`. Any setting can be given: --features.name clip --head.l2 0.1",
     )
-    fit.add_argument("pairs", help="JSON Lines with prompt, chosen and rejected; or their folder")
-    fit.add_argument("--out", type=Path, required=True, help="folder of the reward model")
+    fit.add_argument(
+        "pairs", help="a JSON Lines file with prompt, chosen and rejected, or a folder with one"
+    )
+    fit.add_argument("--out", type=Path, required=True, help="folder for the model")
 
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one whole")
     recipes.add_argument("name", nargs="?", help="show this one with all its fields")
@@ -196,13 +198,12 @@ def _fit_preference(options: argparse.Namespace, overrides: Sequence[str]) -> in
 
     from burnish.preference.fit import fit_preference
 
-    report = fit_preference(options.pairs, options.out, fitting)
-    for name, part in report.items():
+    for name, found in fit_preference(options.pairs, options.out, fitting).items():
         print(
-            f"{name.replace('_', '-')}: {part['pairs']} pairs, accuracy {part['accuracy']:.3f} "
-            f"+- {part['accuracy_error']:.3f}, log-loss {part['log_loss']:.3f} nats"
+            f"{name.replace('_', ' '):10} {found['pairs']:6} pairs   accuracy {found['accuracy']:.3f} "
+            f"+- {found['accuracy_error']:.3f}   log-loss {found['log_loss']:.3f} nats"
         )
-    print(f"Reward model: {options.out}")
+    print(f"A coin has accuracy 0.5 and log-loss 0.693. Model: {options.out}")
     return 0
 
 

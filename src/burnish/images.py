@@ -28,8 +28,10 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def open_image(path: Path) -> Tensor:
-    """An image file as `from_pil` gives it, in its own size. Raises ValueError that names a file which holds
-    no image."""
+    """An image file as `from_pil` gives it, in its own size.
+
+    Raises ValueError that names the file if it holds no image.
+    """
     try:
         with Image.open(path) as image:
             return from_pil(image)

@@ -1,4 +1,4 @@
-"""The Bradley-Terry model: p(a is preferred to b) = sigmoid(r(a) - r(b)), r in nats (Bradley and Terry 1952).
+"""The Bradley-Terry model (1952): p(a is preferred to b) = sigmoid(r(a) - r(b)), with r in nats.
 
 A reward that is fitted so is one of log-odds: a constant added to it changes nothing.
 """
@@ -36,6 +36,8 @@ def linear(chosen: Pairs, rejected: Pairs, l2: float) -> Float[Tensor, " feature
     """The w of least mean log-loss + l2 |w|^2 / 2 with r = w . features, by Newton's method; float64.
 
     The objective is strictly convex for l2 > 0, so there is one, and exchanging the sides negates it.
+
+    Raises ValueError if rounding keeps it from the minimum.
     """
     away = (chosen - rejected).double()
     count, width = away.shape
@@ -44,7 +46,7 @@ def linear(chosen: Pairs, rejected: Pairs, l2: float) -> Float[Tensor, " feature
     def objective(w: Tensor) -> float:
         return (log_loss(away @ w, torch.zeros(())).mean() + l2 * w @ w / 2).item()
 
-    w = torch.zeros(width, dtype=torch.float64)
+    w = slope = torch.zeros(width, dtype=torch.float64)
     for _ in range(ROUNDS):
         wrong = torch.sigmoid(-(away @ w))
         slope = l2 * w - away.T @ wrong / count
@@ -53,7 +55,10 @@ def linear(chosen: Pairs, rejected: Pairs, l2: float) -> Float[Tensor, " feature
         curvature = away.T @ (away * (wrong * (1 - wrong))[:, None]) / count + ridge
         step = torch.linalg.solve(curvature, slope)
         w = w - _share(objective, w, step, (slope @ step).item()) * step
-    return w
+    raise ValueError(
+        f"the fit has not come to its minimum in {ROUNDS} rounds: its gradient is "
+        f"{slope.abs().max():.1g} with l2 = {l2}; make l2 larger"
+    )
 
 
 def _share(objective: Callable[[Tensor], float], w: Tensor, step: Tensor, fall: float) -> float:

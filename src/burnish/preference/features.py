@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -52,7 +54,7 @@ def _statistics(media: Tensor) -> Tensor:
     return torch.stack([*seen, (Sharpness()(samples) + FAINT).log()], dim=1)
 
 
-def _network(settings: CLIPFeatures):
+def _network(settings: CLIPFeatures) -> Any:
     from burnish.rewards.learned import clip
 
     return clip.image_tower(

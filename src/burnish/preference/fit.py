@@ -35,8 +35,7 @@ class Split:
 
 
 def fit_preference(pairs: str, out: Path | str, fitting: Fitting | None = None) -> dict[str, Any]:
-    """Learn a reward model from pairs of images, and write it into the folder `out`, for the reward
-    `preference`.
+    """Learn a reward model from pairs of images; write it into the folder `out`, for the reward `preference`.
 
     pairs: as for offline DPO: a JSON Lines file, or a folder with `metadata.jsonl`, with `prompt`, `chosen`
         and `rejected` in each line
@@ -99,9 +98,8 @@ def split_pairs(entries: Sequence[Entry], share: float, randomness: Randomness) 
     learned = sorted({*range(len(entries))} - {*held_out})
     if not learned:
         raise ValueError(
-            f"the {len(entries)} pairs fall into {len(groups)} sets that have no image in common, so that "
-            f"held_out = {share} leaves none to learn from: give more pairs, or hold out none, and measure "
-            "on pairs of another file"
+            f"the {len(entries)} pairs fall into {len(groups)} sets without an image in common, and "
+            f"held_out = {share} leaves none to learn from: give more pairs, or hold out none"
         )
     return Split(learned, sorted(held_out))
 

@@ -23,7 +23,7 @@ from burnish.preference.settings import CLIPFeatures, Features, Pixels, Statisti
 
 ABOUT, WEIGHTS = "preference.json", "preference.safetensors"
 FORMAT = 1
-KINDS: Mapping[str, Any] = {
+KINDS: Mapping[str, type[Features]] = {
     "pixels": Pixels,
     "statistics": Statistics,
     "clip": CLIPFeatures,
@@ -52,11 +52,9 @@ class Model:
         return self.of(features(self.features, media))
 
     def of(self, seen: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
-        """The rewards of features. float64."""
-        mean, deviation, level, *head = (
-            each.to(seen.device) for each in (self.mean, self.deviation, self.level, *self.head)
-        )
-        return rewarded(head, (seen.double() - mean) / deviation) - level
+        """The rewards of features. float64, on the CPU."""
+        standard = (seen.cpu().double() - self.mean) / self.deviation
+        return rewarded(self.head, standard) - self.level
 
 
 def store(model: Model, folder: Path, report: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ HALF = 3
 SIGMA = 7 / 6
 """The window of the local mean and deviation: a Gaussian of SIGMA over (2 HALF + 1)^2 pixels."""
 LEVELS = 255.0
-"""Grey is measured in such levels; 1 level is added to the local deviation (eq. 1)."""
+"""Grey is measured in such levels; 1 level is added to the local deviation (the paper's C)."""
 FEATURES = 36
 """Of a patch: 18 at each of two scales."""
 SHAPES = (0.2, 10.0, 9801)
@@ -51,7 +51,7 @@ def fitted(features: Float[Tensor, "patches dims"]) -> Normal:
 
 
 def distance(one: Normal, other: Normal) -> float:
-    """sqrt((m1 - m2)^T ((S1 + S2) / 2)^-1 (m1 - m2)), eq. 10; at least one covariance has full rank."""
+    """sqrt((m1 - m2)^T ((S1 + S2) / 2)^-1 (m1 - m2)); at least one covariance has full rank."""
     away = one.mean - other.mean
     solved = torch.linalg.solve((one.covariance + other.covariance) / 2, away)
     return (away @ solved).clamp(min=0).sqrt().item()
@@ -63,7 +63,7 @@ def features(grey: Grey, patch: int) -> tuple[Features, Float[Tensor, " patches"
     grey: in [0, 1]; float64 on the CPU, since a variance is a difference of squares
     patch: pixels, an even number; at half size a patch is half as wide
 
-    Sharpness is the mean local deviation in levels (eq. 5 but for its unit).
+    Sharpness is the mean local deviation in levels; the paper has the sum.
     """
     down, across = (side // patch * patch for side in grey.shape)
     levels = LEVELS * grey[:down, :across]
@@ -79,7 +79,7 @@ def features(grey: Grey, patch: int) -> tuple[Features, Float[Tensor, " patches"
 
 
 def normalised(levels: Grey) -> tuple[Grey, Grey]:
-    """(I - mean) / (deviation + 1) with local mean and deviation (eq. 1 to 3), and the deviation.
+    """(I - mean) / (deviation + 1) with local mean and deviation, and the deviation.
 
     Beyond the edge an image goes on as it ends.
     """
@@ -105,7 +105,7 @@ def _squares(image: Grey, side: int) -> Float[Tensor, "patches side side"]:
 
 def _statistics(squares: Float[Tensor, "patches side side"]) -> Float[Tensor, "patches 18"]:
     """Shape and scale of the coefficients; then, of the products of neighbours (right, below, below right,
-    below left), each time shape, mean, left and right scale (eq. 4, 7 and 8)."""
+    below left), each time shape, mean, left and right scale."""
     shape, left, right = asymmetric(squares.flatten(1))
     found = [shape, (left + right) / 2]
     pairs = (
@@ -142,7 +142,7 @@ def _deviation(square: Tensor, chosen: Tensor) -> Rows:
 
 
 def asymmetric_mean(shape: Rows, left: Rows, right: Rows) -> Rows:
-    """(br - bl) Gamma(2/g) / Gamma(1/g) (eq. 9)."""
+    """(br - bl) Gamma(2/g) / Gamma(1/g)."""
     return (right - left) * torch.exp(torch.lgamma(2 / shape) - torch.lgamma(1 / shape))
 
 

@@ -26,13 +26,13 @@ class Quality:
 
     Mittal et al. 2013: the luma of each patch, normalised by its local mean and deviation, has 36 statistics
     (shapes, scales and means of generalised Gaussians, at two scales). Over the sharp patches of the
-    pictures, and over all of the image, they are two normal distributions N(m1, S1) and N(m2, S2); the
+    pictures, and over all of the image, they are two normal distributions N(m1, S1) and N(m2, S2), and the
     reward is
 
-        - sqrt((m1 - m2)^T ((S1 + S2) / 2)^-1 (m1 - m2))                           (eq. 10)
+        - sqrt((m1 - m2)^T ((S1 + S2) / 2)^-1 (m1 - m2)).
 
     Blur, noise and blocks lower it. The paper's own model of 125 photographs is not used: what is good is
-    what your pictures are like. Numbers for other pictures, or another patch, are not comparable. It has no
+    what your pictures are like. Numbers for other pictures, or another patch, are not comparable. No
     gradient.
     """
 
@@ -42,8 +42,8 @@ class Quality:
     reference: str
     """A folder with pictures that are good, of any sizes; those in folders within count too."""
     patch: int = 96
-    """Pixels on a side of a patch, an even number; 96 in the paper, for photographs of about 500 x 500. An
-    image must hold one at least, and 9 give an estimate of its own spread."""
+    """Pixels on a side of a patch, an even number; 96 in the paper, for photographs. An image
+    must hold one at least."""
     sharpness: float = 0.75
     """Patches of a picture are learned from if their sharpness exceeds that of its sharpest times this; 0.75
     in the paper. In [0, 1); 0 takes all that are not plain."""
@@ -103,22 +103,21 @@ def _learned(folder: str, patch: int, sharpness: float) -> Normal:
         chosen.append(found[sharp > sharpness * sharp.max()])
     together = torch.cat(chosen)
     good = fitted(together)
-    rank = (
-        0 if not len(together) else int(torch.linalg.matrix_rank(good.covariance, hermitian=True))
-    )
+    count = len(together)
+    rank = int(torch.linalg.matrix_rank(good.covariance, hermitian=True)) if count else 0
     if rank < FEATURES:
         raise ValueError(
-            f"reference = {folder!r}: its pictures have {len(together)} sharp patches, which vary in {rank} "
+            f"reference = {folder!r}: its pictures have {count} sharp patches, which vary in {rank} "
             f"of {FEATURES} directions; add pictures (hundreds of patches are better), or make `patch` or "
             "`sharpness` smaller"
         )
     return good
 
 
-@cache
 def _pictures(folder: str) -> list[Path]:
-    """All files below the folder that have the ending of an image, in order."""
-    endings = Image.registered_extensions()
+    """All files below the folder that have the ending of an image that can be read, in order."""
+    forms = Image.registered_extensions()
+    endings = {ending for ending, form in forms.items() if form in Image.OPEN}
     return sorted(
         each
         for each in Path(folder).rglob("*")

