@@ -8,6 +8,8 @@ asking for help does not wait for torch.
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import lazy_loader
@@ -35,7 +37,16 @@ _MATHEMATICS = frozenset(
 _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
+class _Later(ModuleType):
+    """Stands for a module, which is imported when something of it is first asked for.
+
+    It is not in `sys.modules`: there, whatever looks through all modules while torch is imported would import
+    it half way.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _MATHEMATICS:
-        return lazy_loader.load(f"{__name__}.{name}", suppress_warning=True)
-    return _public(name)
+    return _Later(f"{__name__}.{name}") if name in _MATHEMATICS else _public(name)

@@ -43,6 +43,16 @@ def test_settings_are_read_without_torch(module):
 
 
 @pytest.mark.parametrize(
+    ("module", "name"),
+    [("rollout", "Samples"), ("reward", "prepare"), ("experience", "act"), ("rows", "Pairs")],
+)
+def test_after_settings_were_read_what_needs_torch_is_imported_whole(module, name):
+    code = f"from burnish.config import load_recipe; from burnish.{module} import {name}"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
     ("field", "tops"),
     [
         ("algorithm", [burnish.algorithms, burnish]),
